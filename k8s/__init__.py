@@ -1,0 +1,1 @@
+"""Kubernetes: rendering, submitting and watching jobs."""

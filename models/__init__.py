@@ -1,0 +1,17 @@
+"""Tensors in, tensors out: no files, no process groups, no clock, no environment.
+
+Letters of the shapes, here and everywhere:
+
+    B  clips in a batch        H W  pixels               C  token width (C = A D)
+    T  frames in time          h w  patches              A  attention heads
+    V  cameras                 t    tubelets in time     D  width of one head
+    N  tokens                  P    LiDAR points         R  rays,  S  samples on a ray
+
+    config.py        the sections of a run config that describe encoder and objectives (imports no torch)
+    batch.py         Batch and Losses, the two nouns that cross the border to the trainer
+    attention.py     one attention over packed sequences and its backends
+    layers.py        blocks          positions.py  sin-cos and rotary positions          masking.py  what is hidden
+    encoder.py       the video ViT   decoders.py   cross-view completion
+    pretraining.py   one encoder under a weighted list of objectives: the module that is trained
+    objectives/      what an objective is, and one paper a file
+"""

@@ -1,0 +1,1 @@
+"""Pre-training objectives: what one is (`base.py`), and one paper a file."""

@@ -1,0 +1,129 @@
+"""Where clips come from, what a clip is, and how pairs are chosen and cropped."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from models.config import Section
+
+SURROUND_CAMERAS = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_BACK_RIGHT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_FRONT_LEFT",
+)
+
+
+class ClipConfig(Section):
+    """The shape of a clip as the encoder sees it."""
+
+    frames: int = Field(1, ge=1, le=64)
+    """Timestamps in a clip; 1 is an image."""
+    spacing_s: float = Field(0.5, gt=0)
+    """Seconds between two frames of a clip; the nearest camera images are taken."""
+    height_px: int = Field(224, ge=16)
+    """Height of the crop that the encoder sees."""
+    width_px: int = Field(224, ge=16)
+    """Width of the crop that the encoder sees."""
+
+
+class PairConfig(Section):
+    """Which second view completes a clip; chosen by frustum overlap from calibration and pose."""
+
+    cross_camera_share: float = Field(0.5, ge=0, le=1)
+    """Share of pairs from a neighbouring camera at the same instants; the rest is the same camera at another time."""
+    min_overlap: float = Field(0.1, ge=0, le=1)
+    """Least share of the target's frustum that the reference sees."""
+    max_overlap: float = Field(0.95, ge=0, le=1)
+    """Most: near-duplicates teach copying, not geometry."""
+    max_gap_s: float = Field(2.0, gt=0)
+    """Longest time between target and reference of the same camera."""
+    min_motion_m: float = Field(0.5, ge=0)
+    """Least distance the camera moved between target and reference of the same camera."""
+
+    @model_validator(mode="after")
+    def overlap_bounds_are_ordered(self) -> "PairConfig":
+        if self.min_overlap >= self.max_overlap:
+            raise ValueError(
+                f"min_overlap {self.min_overlap} is not below max_overlap {self.max_overlap}; "
+                "set min_overlap lower, 0.1 and 0.95 are the defaults"
+            )
+        return self
+
+
+class AugmentConfig(Section):
+    """Crops and colours, drawn for each view on its own as in CroCo (its random crop is 224 of 256 pixels)."""
+
+    crop_share: tuple[float, float] = (0.875, 0.875)
+    """Side of the crop as a share of the largest window of the target's aspect ratio: least and most."""
+    colour_jitter: float = Field(0.4, ge=0, lt=1)
+    """Brightness, contrast and saturation change by a factor between 1 - this and 1 + this."""
+    flip_probability: float = Field(0.0, ge=0, le=1)
+    """Probability that a whole sample, both its views, is mirrored left to right."""
+
+    @model_validator(mode="after")
+    def crop_shares_are_ordered_shares(self) -> "AugmentConfig":
+        least, most = self.crop_share
+        if not 0 < least <= most <= 1:
+            raise ValueError(f"crop_share {self.crop_share} is not 0 < least <= most <= 1; (0.875, 0.875) is the default")
+        return self
+
+
+class DataSection(Section):
+    """What every kind of source shares."""
+
+    root: Path
+    """Folder that holds the data."""
+    clip: ClipConfig = ClipConfig()
+    augment: AugmentConfig = AugmentConfig()
+    workers: int = Field(4, ge=0)
+    """Loader processes on each rank; 0 loads in the training process. Changes speed only."""
+    prefetch_batches: int = Field(4, ge=1)
+    """Micro-batches each worker keeps ready. Changes speed and memory only."""
+    max_replaced_share: float = Field(0.01, ge=0, le=1)
+    """The run stops when more than this share of its clips had to be replaced because they could not be read."""
+
+
+class NuscenesData(DataSection):
+    """A dataroot in nuScenes format."""
+
+    kind: Literal["nuscenes"] = "nuscenes"
+    version: str | None = None
+    """Version folder, as v1.0-trainval; none takes the only one there is."""
+    train_split: str = "train"
+    """Scenes to train on: a name from splits.json beside the tables or a split of the devkit; `all` is every scene."""
+    val_split: str | None = "val"
+    """Held-out scenes for evaluation; none evaluates nothing."""
+    cameras: tuple[str, ...] = SURROUND_CAMERAS
+    """Cameras to use, clockwise from the front."""
+    pairs: PairConfig = PairConfig()
+    index_folder: Path | None = None
+    """Where the columnar index is kept on this node; none is a folder under the system's temporary one."""
+
+
+class SyntheticData(NuscenesData):
+    """A dataroot written by `odonata synthesize`: the same tables, with dense ground truth beside them."""
+
+    kind: Literal["synthetic"] = "synthetic"
+
+
+class ImagePairsData(DataSection):
+    """A folder of image pairs with a pairs.txt: two paths a line, relative to root."""
+
+    kind: Literal["image_pairs"] = "image_pairs"
+    train_list: str = "pairs.txt"
+    """File that lists the training pairs."""
+    val_list: str | None = None
+    """File that lists the held-out pairs; none evaluates nothing."""
+
+    @model_validator(mode="after")
+    def pairs_are_images(self) -> "ImagePairsData":
+        if self.clip.frames != 1:
+            raise ValueError(f"clip.frames is {self.clip.frames}, but image pairs have one frame; set clip.frames to 1")
+        return self
+
+
+DataConfig = Annotated[NuscenesData | SyntheticData | ImagePairsData, Field(discriminator="kind")]

@@ -1,0 +1,92 @@
+"""Read a run config: a YAML file, then `key=value` overrides, then the typed and frozen RunConfig.
+
+YAML and dotted keys are OmegaConf's; types, bounds and rules are pydantic's. What this file adds is the sentence that a
+user reads when something is wrong: every problem of the file at once, each with the key, what was found and what would do.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from trainer.config.run import RunConfig
+from trainer.errors import ConfigError
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that `path` describes with `overrides` (`optim.lr=3e-4`) applied; ConfigError says all that is wrong."""
+    document = _read_yaml(path)
+    try:
+        document.merge_with_dotlist(_checked(overrides))
+        content = OmegaConf.to_container(document, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
+        raise ConfigError(f"the overrides {list(overrides)} do not fit {path}: {error}; write them as key.key=value") from error
+    return parse_run_config(content, origin=str(path))
+
+
+def parse_run_config(content: Any, *, origin: str) -> RunConfig:
+    """A RunConfig from plain data; `origin` is what an error calls it."""
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_sentence(detail)}" for detail in error.errors())
+        raise ConfigError(f"{origin} is not a run that can start:\n{problems}") from error
+
+
+def dump_run_config(config: RunConfig) -> str:
+    """YAML that `load_run_config` reads back to an equal object, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def run_config_schema() -> str:
+    """JSON schema of a run config, for editors and for the curious."""
+    return json.dumps(RunConfig.model_json_schema(), indent=2)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "run configs lie in launch/runs/."
+        raise ConfigError(f"the run config {path} is not a file; {hint}")
+    try:
+        document = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(document, DictConfig):
+        raise ConfigError(f"{path} holds a {type(document).__name__}; a run config is a mapping of keys to values")
+    return document
+
+
+def _checked(overrides: Sequence[str]) -> list[str]:
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"the override {override!r} is not key=value; write for example optim.lr=3e-4")
+    return list(overrides)
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """`encoder.pach_px: unknown key; did you mean patch_px?` from pydantic's error record."""
+    key = ".".join(str(part) for part in detail["loc"]) or "the run"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(detail["loc"][-1]), _known_keys(), n=1)
+        return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; odonata config --schema lists the keys")
+    if detail["type"] == "missing":
+        return f"{key}: required and not given; set it in the file or as {key}=..."
+    if detail["type"] == "value_error":
+        return message if key == "the run" else f"{key}: {message}"
+    return f"{key}: {message}, found {detail['input']!r}"
+
+
+def _known_keys() -> list[str]:
+    schema = RunConfig.model_json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    return sorted({key for section in sections for key in section.get("properties", {})})

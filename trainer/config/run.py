@@ -1,0 +1,105 @@
+"""The whole of a run: one frozen object, whose cross-field rules are validators named as the rule."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from models.config import EncoderConfig, ObjectiveConfig, Section
+from trainer.config.data import DataConfig
+from trainer.config.training import (
+    CheckpointConfig,
+    ObserveConfig,
+    OptimConfig,
+    ParallelConfig,
+    RunSection,
+    WarmStartConfig,
+)
+
+
+class RunConfig(Section):
+    """One pre-training run."""
+
+    schema_version: Literal[1]
+    """Version of this schema; a file for another version is refused rather than misread."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Every random choice of the run is a function of this, the step and the place in the batch."""
+    steps: int = Field(ge=1)
+    """Optimiser steps in the run."""
+    global_batch: int = Field(ge=1)
+    """Samples in one step over all ranks; the same whatever the world size."""
+    run: RunSection
+    data: DataConfig
+    encoder: EncoderConfig = EncoderConfig()
+    objectives: tuple[ObjectiveConfig, ...] = Field(min_length=1)
+    """What is learnt, each with its weight, all on one encoder."""
+    optim: OptimConfig = OptimConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    observe: ObserveConfig = ObserveConfig()
+    warm_start: WarmStartConfig | None = None
+
+    @property
+    def token_grid(self) -> tuple[int, int, int, int]:
+        """Tokens of one clip along (t, V, h, w); a pair's clip has one camera."""
+        clip, encoder = self.data.clip, self.encoder
+        patches = (clip.height_px // encoder.patch_px, clip.width_px // encoder.patch_px)
+        return (clip.frames // encoder.tubelet_frames, 1, *patches)
+
+    @model_validator(mode="after")
+    def patches_tile_the_crop(self) -> "RunConfig":
+        patch = self.encoder.patch_px
+        for name in ("height_px", "width_px"):
+            size = getattr(self.data.clip, name)
+            if size % patch:
+                below, above = size // patch * patch, (size // patch + 1) * patch
+                choices = f"{below} or {above}" if below else str(above)
+                raise ValueError(f"data.clip.{name} is {size}, which encoder.patch_px {patch} does not divide; set it to {choices}")
+        return self
+
+    @model_validator(mode="after")
+    def tubelets_tile_the_clip(self) -> "RunConfig":
+        frames, tubelet = self.data.clip.frames, self.encoder.tubelet_frames
+        if frames % tubelet:
+            raise ValueError(
+                f"data.clip.frames is {frames}, which encoder.tubelet_frames {tubelet} does not divide; "
+                f"set frames to a multiple of {tubelet}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def masks_hide_some_and_show_some(self) -> "RunConfig":
+        t, _, h, w = self.token_grid
+        for place, objective in enumerate(self.objectives):
+            mask = objective.mask
+            tokens = h * w if mask.kind == "tube" else t * h * w
+            if not 0 < int(mask.ratio * tokens) < tokens:
+                raise ValueError(
+                    f"objectives[{place}].mask.ratio {mask.ratio} of {tokens} tokens hides {int(mask.ratio * tokens)}; "
+                    "at least one must be hidden and one visible: change the ratio or make the clip larger"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def objectives_have_different_kinds(self) -> "RunConfig":
+        kinds = [objective.kind for objective in self.objectives]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"objectives are {kinds}; list each kind once and give it its weight")
+        return self
+
+    @model_validator(mode="after")
+    def micro_batch_divides_the_global_batch(self) -> "RunConfig":
+        micro = self.parallel.micro_batch
+        if micro and self.global_batch % micro:
+            raise ValueError(
+                f"global_batch is {self.global_batch}, which parallel.micro_batch {micro} does not divide; "
+                "set one to a divisor or a multiple of the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def warm_up_ends_before_the_run(self) -> "RunConfig":
+        if self.optim.warmup_steps > self.steps:
+            raise ValueError(
+                f"optim.warmup_steps is {self.optim.warmup_steps}, longer than the {self.steps} steps of the run; lower it or raise steps"
+            )
+        return self

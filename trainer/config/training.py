@@ -1,0 +1,94 @@
+"""How the model learns, on what processes it is spread, and what a run keeps and shows."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from models.config import Section
+
+
+class OptimConfig(Section):
+    """AdamW with a warm-up and a cosine, counted in steps."""
+
+    lr: float = Field(1.5e-4, gt=0)
+    """Peak learning rate at the global batch that is configured; nothing is scaled behind your back."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear rise from zero to the peak."""
+    cosine_steps: int | None = Field(None, ge=1)
+    """Step at which the cosine reaches min_lr; none is the last step. CroCo stops half-way down."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decay on matrices; norms and biases have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the two moments."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Each encoder block below the last learns slower by this factor; 1 is off."""
+    clip_grad_norm: float | None = Field(None, gt=0)
+    """Largest norm of the gradient; none clips nothing."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Keep an exponential moving average of the encoder with this decay; none keeps none."""
+    max_skipped_steps: int = Field(10, ge=1)
+    """Stop after this many steps in a row whose loss or gradient was not finite."""
+
+
+class ParallelConfig(Section):
+    """What a step costs in time and memory; none of it changes what is learnt."""
+
+    world_size: int | None = Field(None, ge=1)
+    """Processes that must have started; none takes as many as there are. A wrong number ends the run at once."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Samples in one forward on one rank; none is global_batch / world_size. Smaller accumulates gradients."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Precision of the matrix products; none takes accelerate's mixed_precision, or fp32 without accelerate."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward: less memory, about a third more compute."""
+    prefetch_blocks: int = Field(1, ge=0)
+    """FSDP2: blocks whose weights are gathered ahead of their use, forward and backward."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Seconds after which a collective that does not answer counts as a lost peer."""
+
+
+class CheckpointConfig(Section):
+    """When the state is saved and how much of it is kept."""
+
+    every_steps: int = Field(1000, ge=1)
+    """Steps between two checkpoints: what a kill can cost."""
+    keep_last: int = Field(3, ge=1)
+    """Newest checkpoints to keep."""
+    keep_every_steps: int | None = Field(None, ge=1)
+    """Checkpoints at multiples of this are kept for ever; none keeps only the newest."""
+
+
+class ObserveConfig(Section):
+    """What a run shows while it trains."""
+
+    log_every_steps: int = Field(10, ge=1)
+    """Steps between two lines in the log where there is no terminal for a progress bar."""
+    evaluate_every_steps: int | None = Field(None, ge=1)
+    """Steps between two evaluations on held-out clips; none evaluates at the end only."""
+    evaluate_clips: int = Field(64, ge=1)
+    """Held-out clips in an evaluation; always the same ones."""
+    pictures_every_steps: int | None = Field(None, ge=1)
+    """Steps between two contact sheets; none draws at the end only."""
+    metrics_port: int | None = Field(9400, ge=0, le=65535)
+    """Prometheus /metrics of local rank r listens on this port + r, or the next free one; none serves none."""
+    metrics_host: str = "0.0.0.0"
+    """Address that /metrics listens on."""
+
+
+class WarmStartConfig(Section):
+    """Weights to start from, taken from another run's checkpoint."""
+
+    uri: Path
+    """A run folder or one of its checkpoints."""
+    parts: Literal["encoder", "model"] = "encoder"
+    """Only the encoder, or objectives as well."""
+
+
+class RunSection(Section):
+    """Where a run lives."""
+
+    uri: Path
+    """Folder of the run: config, checkpoints, steps, pictures."""

@@ -1,0 +1,1 @@
+"""From a dataroot to batches: index, clips, pairs, decode, order, loader."""

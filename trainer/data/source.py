@@ -1,0 +1,58 @@
+"""Clip, the sample noun, and Source, where samples come from.
+
+A source is an addressable list: sample i is a pure function of (i, random stream), so the order, the world size and the
+number of workers are nobody's business here (`order.py`, `loader.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int64, UInt8
+
+
+@dataclass(frozen=True)
+class Clip:
+    """T timestamps of V cameras; frames and pixels as docs/architecture.md has them.
+
+    Every image has its own timestamp and so its own `world_from_ego`. The intrinsics belong to `images` as they are:
+    whoever crops, resizes or flips the pixels moves them too.
+    """
+
+    name: str
+    """What logs call it: scene, time and cameras."""
+    images: UInt8[np.ndarray, "T V H W 3"]
+    pix_from_cam: Float[np.ndarray, "T V 3 3"]
+    """Intrinsics; pixel centres at +0.5."""
+    ego_from_cam: Float[np.ndarray, "T V 4 4"]
+    world_from_ego: Float[np.ndarray, "T V 4 4"]
+    """Pose of the car at the timestamp of each image, float64."""
+    timestamp_us: Int64[np.ndarray, "T V"]
+
+
+Sample = Mapping[str, np.ndarray]
+"""Fields by name, of fixed shape; what each means stands in models.batch.Batch."""
+
+
+class Source(Protocol):
+    """Samples by number."""
+
+    offers: frozenset[str]
+    """Names of the fields that `load` returns."""
+
+    def __len__(self) -> int:
+        """How many samples there are to draw from."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What logs call sample `index`, without reading it."""
+        ...
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """Read and augment sample `index`; every random choice comes from `rng`. ClipError if it cannot be read."""
+        ...
+
+    def describe(self) -> dict[str, float | int | str]:
+        """Figures about the whole source for the log and environment.json: scenes, samples, overlap quantiles."""
+        ...

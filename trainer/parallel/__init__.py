@@ -1,0 +1,1 @@
+"""How a module is sharded: the only place that wraps, casts or checkpoints activations."""
