@@ -5,8 +5,8 @@ loader's workers (`prepared`). Losses is a named tuple because FSDP2 and DDP loo
 returns, and they look into tuples and dicts, not into classes of ours.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -22,39 +22,32 @@ class Batch:
         scene                             int64  B, equal numbers are the same scene
     `prepared[name]` is what objective `name` asked for, for CroCo:
         visible                           int64  B N, ascending token indices of the target that the encoder sees
-    `clips` names each sample for logs and pictures.
+    `clips` names each sample for logs and pictures, `replaced` says which clips could not be read, and why.
     """
 
     shared: Mapping[str, Tensor]
     prepared: Mapping[str, Mapping[str, Tensor]]
     clips: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`; copies overlap with compute where the memory is pinned."""
-
-        def move(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-
-        return Batch(
-            shared=move(self.shared),
-            prepared={name: move(tensors) for name, tensors in self.prepared.items()},
-            clips=self.clips,
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Called by torch's DataLoader where the batch goes to a GPU."""
+        return self._map(lambda tensor: tensor.pin_memory())
 
-        def pin(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.pin_memory() for name, tensor in tensors.items()}
-
-        return Batch(
-            shared=pin(self.shared),
-            prepared={name: pin(tensors) for name, tensors in self.prepared.items()},
-            clips=self.clips,
-        )
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        shared = {name: change(tensor) for name, tensor in self.shared.items()}
+        prepared = {
+            objective: {name: change(tensor) for name, tensor in tensors.items()}
+            for objective, tensors in self.prepared.items()
+        }
+        return replace(self, shared=shared, prepared=prepared)
 
 
 class Losses(NamedTuple):

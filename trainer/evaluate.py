@@ -1,0 +1,84 @@
+"""Held-out clips: always the same ones, read once and kept, for the figures of the pretext task and for pictures.
+
+The clips are the places of step 0 of their own order, without augmentation, so that two evaluations differ by the
+weights alone. Every rank runs the same number of forwards; places beyond the last clip are computed and not counted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.batch import Batch
+from models.objectives.base import Preparation
+from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader
+from trainer.data.order import Order, Share
+from trainer.data.source import Source
+from trainer.parallel.engine import Engine
+from trainer.parallel.launch import Launch
+
+PICTURE_CLIPS = 4
+
+Sheets = dict[str, dict[str, np.ndarray]]
+"""Objective -> column title -> B T 3 H W in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Batches of this rank with, for each sample, whether it counts."""
+
+    batches: Sequence[Batch]
+    counted: Sequence[torch.Tensor]
+    pictures: Batch
+
+    def evaluate(self, engine: Engine) -> dict[str, float]:
+        """Means over all held-out clips and ranks, by name; empty where nothing is held out."""
+        sums: dict[str, float] = {}
+        total = 0.0
+        for batch, counted in zip(self.batches, self.counted, strict=True):
+            figures = engine.apply(batch.to(engine.launch.device), "evaluate")
+            for name in sorted(figures):
+                sums[name] = sums.get(name, 0.0) + float((figures[name].double().cpu() * counted).sum())
+            total += float(counted.sum())
+        if not self.batches:
+            return {}
+        *values, total = engine.reduce([*sums.values(), total])
+        return {name: value / total for name, value in zip(sums, values, strict=True)}
+
+    def draw(self, engine: Engine) -> Sheets:
+        """Contact sheet columns of the first clips, by objective."""
+        drawn = engine.apply(self.pictures.to(engine.launch.device), "draw")
+        return {
+            objective: {title: column.float().cpu().numpy() for title, column in columns.items()}
+            for objective, columns in drawn.items()
+        }
+
+
+def read_held_out(
+    held_out: Source | None,
+    training: Source,
+    preparations: Mapping[str, Preparation],
+    *,
+    seed: int,
+    clips: int,
+    micro_batch: int,
+    launch: Launch,
+) -> HeldOut:
+    """Read this rank's part of `clips` clips of `held_out`; pictures come from `training` where nothing is held out."""
+    picture_source = held_out or training
+    picture_order = Order(seed, len(picture_source), PICTURE_CLIPS)
+    pictures = _read(PlacedSamples(picture_source, picture_order, preparations), Share(0, 1, PICTURE_CLIPS, 1))
+    if held_out is None:
+        return HeldOut([], [], pictures[0])
+    clips = min(clips, len(held_out))
+    micro_steps = -(-clips // (micro_batch * launch.world_size))
+    share = Share(launch.rank, launch.world_size, micro_batch, micro_steps)
+    batches = _read(PlacedSamples(held_out, Order(seed, len(held_out), clips), preparations), share)
+    counted = [torch.tensor([slot < clips for slot in share.slots(m)], dtype=torch.float64) for m in range(micro_steps)]
+    return HeldOut(batches, counted, pictures[0])
+
+
+def _read(samples: PlacedSamples, share: Share) -> list[Batch]:
+    sampler = PlaceSampler(share, first_step=0, last_step=1)
+    return list(build_loader(samples, sampler, workers=0, prefetch_batches=1, pin_memory=False))

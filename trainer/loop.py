@@ -1,0 +1,217 @@
+"""The training loop: fetch, forward, backward, update, report, save, stop on signal.
+
+    run.steps():   fetch a batch -> engine.train_micro_step (x micro_steps) -> reduce -> engine.update -> StepReport
+    after a step:  evaluate? draw? save? stop?
+
+Everything here is plumbing. What is learnt is the objectives' business, what a step costs the engine's, what a step
+means for the run (its clips, crops and masks) a pure function of (seed, step, slot) in `trainer.data`. The parts are put
+together in `trainer.start`.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from models.batch import Batch, Losses
+from trainer.checkpoint.manager import CheckpointManager
+from trainer.config.run import RunConfig
+from trainer.errors import DataError, DivergedError, PreemptedError
+from trainer.evaluate import HeldOut
+from trainer.memory import peak_memory_bytes
+from trainer.observe.report import Observer, StepReport
+from trainer.optim import learning_rate
+from trainer.parallel.engine import Engine
+from trainer.stop import StopWish
+from trainer.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What a run counts beside its steps; it is saved with every checkpoint."""
+
+    step: int = 0
+    """Steps that are finished, so also the number of the next one."""
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    replaced_clips: int = 0
+
+
+@dataclass
+class Run:
+    """The parts of a run, built by `trainer.start`."""
+
+    config: RunConfig
+    engine: Engine
+    batches: Iterator[Batch]
+    micro_steps: int
+    held_out: HeldOut
+    checkpoints: CheckpointManager
+    observer: Observer
+    store: Store
+    stop: StopWish
+    progress: Progress = field(default_factory=Progress)
+
+
+def train(run: Run) -> None:
+    """Take the steps that are left; PreemptedError after a signal, with the state saved."""
+    saved_at = run.progress.step
+    while run.progress.step < run.config.steps:
+        report, stop = take_step(run)
+        run.observer.step(report)
+        check_health(run, report)
+        last = run.progress.step == run.config.steps
+        if stop or last or run.progress.step % run.config.checkpoint.every_steps == 0:
+            save(run)
+            saved_at = run.progress.step
+        if is_due(run, run.config.observe.evaluate_every_steps):
+            evaluate(run)
+        if is_due(run, run.config.observe.pictures_every_steps):
+            draw(run)
+        if stop and not last:
+            raise PreemptedError(f"stopped by a signal after step {saved_at}, which is saved; start the same job again to go on")
+
+
+def take_step(run: Run) -> tuple[StepReport, bool]:
+    """One optimiser step; what it did, and whether any rank was asked to stop."""
+    started = time.perf_counter()
+    tally = Tally()
+    for micro_step in range(run.micro_steps):
+        batch = tally.fetch(run)
+        last = micro_step + 1 == run.micro_steps
+        tally.add(batch, run.engine.train_micro_step(batch, share=1 / run.micro_steps, last=last))
+    tally.agree(run)
+
+    rate = learning_rate(run.progress.step, run.config.optim, steps=run.config.steps)
+    grad_norm = run.engine.update(rate, loss=tally.loss)
+    skipped = not (math.isfinite(tally.loss) and math.isfinite(grad_norm))
+    run.progress = advance(run.progress, skipped=skipped, replaced=tally.replaced)
+    if skipped:
+        write_incident(run, tally)
+    report = StepReport(
+        step=run.progress.step,
+        steps=run.config.steps,
+        loss=tally.loss,
+        parts=tally.parts,
+        grad_norm=grad_norm,
+        learning_rate=rate,
+        skipped=skipped,
+        step_seconds=time.perf_counter() - started,
+        data_seconds=tally.data_seconds,
+        clips=run.config.global_batch,
+        tokens=run.config.global_batch * run.engine.tokens_per_sample,
+        skipped_steps=run.progress.skipped_steps,
+        replaced_clips=run.progress.replaced_clips,
+        memory_bytes=peak_memory_bytes(run.engine.launch.device),
+    )
+    return report, tally.stop
+
+
+@dataclass
+class Tally:
+    """What the micro-batches of a step add up to, first on this rank, after `agree` over all of them."""
+
+    loss: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+    replaced: int = 0
+    stop: bool = False
+    data_seconds: float = 0.0
+    clips: list[str] = field(default_factory=list)
+    _losses: list[Losses] = field(default_factory=list)
+
+    def fetch(self, run: Run) -> Batch:
+        """The next micro-batch on the device; waiting for it is counted."""
+        started = time.perf_counter()
+        batch = next(run.batches)
+        self.data_seconds += time.perf_counter() - started
+        return batch.to(run.engine.launch.device)
+
+    def add(self, batch: Batch, losses: Losses) -> None:
+        """Note one micro-batch; tensors stay on the device until the step's sums are read."""
+        for reason in batch.replaced:
+            log.warning("replaced a clip that could not be read: %s", reason)
+        self.clips += batch.clips
+        self.replaced += len(batch.replaced)
+        self._losses.append(Losses(losses.total.detach(), losses.parts))
+
+    def agree(self, run: Run) -> None:
+        """Means of the losses and sums of the counts over all ranks: one collective, one wait for the device."""
+        names = sorted(self._losses[0].parts)
+        micro = torch.stack([torch.stack([losses.total, *(losses.parts[n] for n in names)]) for losses in self._losses])
+        values = micro.double().mean(dim=0).tolist()
+        sums = run.engine.reduce([*values, float(self.replaced), float(run.stop.signal is not None)])
+        world_size = run.engine.launch.world_size
+        self.loss, *parts = (value / world_size for value in sums[:-2])
+        self.parts = dict(zip(names, parts, strict=True))
+        self.replaced = round(sums[-2])
+        self.stop = sums[-1] > 0
+
+
+def advance(progress: Progress, *, skipped: bool, replaced: int) -> Progress:
+    """The counts after one more step."""
+    return Progress(
+        step=progress.step + 1,
+        skipped_steps=progress.skipped_steps + skipped,
+        skipped_in_a_row=progress.skipped_in_a_row + 1 if skipped else 0,
+        replaced_clips=progress.replaced_clips + replaced,
+    )
+
+
+def is_due(run: Run, every_steps: int | None) -> bool:
+    """Whether something that happens every so often, and always at the end, happens after this step."""
+    step = run.progress.step
+    return step == run.config.steps or (every_steps is not None and step % every_steps == 0)
+
+
+def check_health(run: Run, report: StepReport) -> None:
+    """End a run that no longer learns (DivergedError) or whose data is falling apart (DataError)."""
+    limit = run.config.optim.max_skipped_steps
+    if run.progress.skipped_in_a_row >= limit:
+        raise DivergedError(
+            f"loss or gradient was not finite for {limit} steps in a row, up to step {report.step}; the clips are named in "
+            f"{run.store.uri}/incidents; lower optim.lr, set optim.clip_grad_norm, or look at those clips"
+        )
+    share = run.progress.replaced_clips / (run.progress.step * run.config.global_batch)
+    allowed = run.config.data.max_replaced_share
+    if run.progress.replaced_clips > max(1, allowed * run.progress.step * run.config.global_batch):
+        raise DataError(
+            f"{run.progress.replaced_clips} clips, {share:.1%} of those up to step {report.step}, could not be read and were "
+            f"replaced; data.max_replaced_share allows {allowed:.1%}: mend the data (the log names the clips) or raise it"
+        )
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of the state after this step; every rank takes part."""
+    report = run.checkpoints.save(
+        run.progress.step,
+        run.engine.state(),
+        engine=run.engine.launch.engine,
+        progress=vars(replace(run.progress)),
+    )
+    run.observer.checkpoint(report)
+
+
+def evaluate(run: Run) -> None:
+    """Figures of the pretext task on the held-out clips."""
+    figures = run.held_out.evaluate(run.engine)
+    if figures:
+        run.observer.evaluation(run.progress.step, figures)
+
+
+def draw(run: Run) -> None:
+    """Contact sheets of a few held-out clips."""
+    run.observer.pictures(run.progress.step, run.held_out.draw(run.engine))
+
+
+def write_incident(run: Run, tally: Tally) -> None:
+    """Keep which clips this rank saw in a step whose loss or gradient was not finite."""
+    rank = run.engine.launch.rank
+    incident = {"step": run.progress.step, "rank": rank, "loss": repr(tally.loss), "clips": tally.clips}
+    run.store.put(f"incidents/step-{run.progress.step:08d}-rank-{rank}.json", json.dumps(incident, indent=2).encode())
+    log.warning("step %d skipped: loss %s is not finite, or its gradient; clips in incidents/", run.progress.step, tally.loss)

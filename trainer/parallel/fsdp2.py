@@ -1,0 +1,81 @@
+"""Sharding with torch's fully_shard (FSDP2), one unit a transformer block, the rest in the root.
+
+A block is gathered before its forward and again before its backward, and the gathers of the next blocks are started
+early: explicit prefetch, because the blocks of encoder and decoder run in the order in which they are registered.
+Weights are gathered in the precision of the matrix products and gradients are reduced in float32.
+"""
+
+import datetime
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from models.layers import Block, DecoderBlock
+from trainer.config.training import ParallelConfig
+from trainer.parallel.launch import Launch
+
+
+def shard(model: nn.Module, launch: Launch, config: ParallelConfig) -> None:
+    """Shard `model` in place over the mesh of `launch`."""
+    mesh = _build_mesh(launch, datetime.timedelta(seconds=config.timeout_s))
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if launch.precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # autocast decides per operation, as under every other engine
+    )
+    blocks = _blocks(model)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=launch.reshard_after_forward)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    _prefetch(blocks, config.prefetch_blocks)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute every block in the backward, with its random state kept: accelerate's own wrapper drops it."""
+    apply_activation_checkpointing(
+        model,
+        checkpoint_wrapper_fn=lambda block: checkpoint_wrapper(
+            block, checkpoint_impl=CheckpointImpl.NO_REENTRANT, preserve_rng_state=True
+        ),
+        check_fn=_is_block,
+    )
+
+
+def _is_block(module: nn.Module) -> bool:
+    return isinstance(module, Block | DecoderBlock)
+
+
+def _blocks(model: nn.Module) -> list[FSDPModule]:
+    """Blocks in the order in which they run, each as the module that is called: its checkpoint wrapper where it has one."""
+    wrapped = {id(child): parent for parent in model.modules() for child in parent.children() if _wraps(parent, child)}
+    return [wrapped.get(id(m), m) for m in model.modules() if _is_block(m)]  # type: ignore[misc]
+
+
+def _wraps(parent: nn.Module, child: nn.Module) -> bool:
+    return getattr(parent, "_checkpoint_wrapped_module", None) is child
+
+
+def _build_mesh(launch: Launch, timeout: datetime.timedelta) -> DeviceMesh:
+    sizes, names = (launch.mesh.replicas, launch.mesh.shards), ("replicate", "shard")
+    if launch.mesh.replicas == 1:
+        sizes, names = sizes[1:], names[1:]
+    mesh = init_device_mesh(launch.device.type, sizes, mesh_dim_names=names)
+    for group in mesh.get_all_groups():
+        # The groups of a mesh do not inherit the time-out of the world: a frozen peer would cost half an hour.
+        _set_pg_timeout(timeout, group)
+    return mesh
+
+
+def _prefetch(blocks: Sequence[FSDPModule], ahead: int) -> None:
+    for place, block in enumerate(blocks):
+        block.set_modules_to_forward_prefetch(list(blocks[place + 1 : place + 1 + ahead]))
+        block.set_modules_to_backward_prefetch(list(reversed(blocks[max(0, place - ahead) : place])))
