@@ -21,7 +21,7 @@ from models.batch import Batch, Losses
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.config.run import RunConfig
 from trainer.errors import DataError, DivergedError, PreemptedError
-from trainer.evaluate import HeldOut
+from trainer.held_out import HeldOut
 from trainer.memory import peak_memory_bytes
 from trainer.observe.report import Observer, StepReport
 from trainer.optim import learning_rate

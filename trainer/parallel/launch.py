@@ -122,12 +122,13 @@ def _read_fsdp(environ: Mapping[str, str], world_size: int) -> tuple[EngineName,
     from accelerate.parallelism_config import ParallelismConfig
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    plugin = FullyShardedDataParallelPlugin()
-    if plugin.fsdp_version != 2:
+    version = environ.get("FSDP_VERSION", "1")  # the plugin of version 1 cannot even be built without a GPU
+    if version != "2":
         raise ConfigError(
-            f"accelerate's config file asks for FSDP {plugin.fsdp_version}; this trainer shards with FSDP2: "
+            f"accelerate's config file asks for FSDP {version}; this trainer shards with FSDP2: "
             "set fsdp_version: 2 (accelerate to-fsdp2 converts a file)"
         )
+    plugin = FullyShardedDataParallelPlugin()
     mesh = Mesh(replicas=1, shards=world_size)
     if environ.get("ACCELERATE_USE_PARALLELISM_CONFIG") == "true":
         sizes = ParallelismConfig()

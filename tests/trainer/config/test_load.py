@@ -1,0 +1,120 @@
+"""Reading a run config: every shipped one loads, and every kind of mistake is a sentence that names its key."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.config.load import dump_run_config, load_run_config, run_config_schema
+from trainer.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = sorted((ROOT / "launch" / "runs").glob("*.yaml"))
+TINY = ROOT / "launch" / "runs" / "croco_video_tiny.yaml"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_run_loads_and_survives_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_run_config(path)
+    written = tmp_path / "config.yaml"
+    written.write_text(dump_run_config(config))
+    assert load_run_config(written) == config
+
+
+def test_the_issue_sizes_are_all_shipped() -> None:
+    forms = {f"croco_{form}_{size}" for form in ("image", "video") for size in ("base", "large", "giant")}
+    assert forms | {"croco_video_tiny", "croco_keyframe"} <= {path.stem for path in SHIPPED}
+
+
+def test_overrides_reach_nested_keys_and_list_items() -> None:
+    config = load_run_config(TINY, ["optim.lr=3e-4", "objectives[0].mask.ratio=0.5", "data.val_split=null"])
+    assert (config.optim.lr, config.objectives[0].mask.ratio, config.data.val_split) == (3e-4, 0.5, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.lrr=1", "optim.lrr: unknown key; did you mean lr?"),
+        ("zzz=1", "zzz: unknown key; odonata config --schema lists the keys"),
+        ("optim.lr=fast", "optim.lr: .*valid number.*'fast'"),
+        ("optim.lr=-1", "optim.lr: .*greater than 0.*-1"),
+        ("steps=0", "steps: .*greater than or equal to 1"),
+        ("schema_version=2", "schema_version: .*found 2"),
+        ("data.clip.height_px=100", "height_px is 100, which encoder.patch_px 8 does not divide; set it to 96 or 104"),
+        ("data.clip.frames=5", "frames is 5, which encoder.tubelet_frames 2 does not divide"),
+        ("data.kind=waymo", "data: .*'nuscenes', 'synthetic', 'image_pairs'"),
+        ("data.clip.frames=null", "data.synthetic.clip.frames: .*integer"),
+        ("objectives[0].kind=mae", "objectives.0"),
+        ("objectives[0].mask.ratio=1.0", "objectives.0.croco.mask.ratio: .*less than 1"),
+        ("objectives[0].mask.ratio=0.0001", "hides 0; at least one must be hidden"),
+        ("objectives=[]", "objectives: .*at least 1 item"),
+        ("parallel.micro_batch=5", "global_batch is 16, which parallel.micro_batch 5 does not divide"),
+        ("optim.warmup_steps=999999", "warmup_steps is 999999, longer than the 3000 steps"),
+        ("data.pairs.min_overlap=0.99", "min_overlap 0.99 is not below max_overlap"),
+        ("data.augment.crop_share=[0.9,0.5]", "crop_share .* is not 0 < least <= most <= 1"),
+        ("seed=-1", "seed: .*greater than or equal to 0"),
+        ("observe.metrics_port=70000", "metrics_port: .*less than or equal to 65535"),
+        ("optim.lr", "'optim.lr' is not key=value"),
+        ("=3", "'=3' is not key=value"),
+        ("objectives[7].weight=2", "do not fit"),
+        ("steps=${nowhere}", "do not fit"),
+    ],
+)
+def test_a_mistake_is_a_sentence_that_names_the_key(override: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_run_config(TINY, [override])
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(TINY, ["optim.lr=fast", "encoder.size=enormous"])
+    assert "optim.lr" in str(caught.value)
+    assert "encoder.size" in str(caught.value)
+
+
+def test_a_missing_file_names_its_neighbour() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean .*croco_video_tiny\.yaml"):
+        load_run_config(TINY.with_name("croco_vidio_tiny.yaml"))
+
+
+@pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2\n", "just words", "\x00"])
+def test_a_file_that_is_not_a_mapping_is_refused(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError):
+        load_run_config(path)
+
+
+def test_a_missing_required_key_says_how_to_give_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("schema_version: 1\nsteps: 5\n")
+    with pytest.raises(ConfigError, match="global_batch: required and not given; set it in the file or as global_batch="):
+        load_run_config(path)
+
+
+def test_every_field_says_what_turning_it_does() -> None:
+    import json
+
+    schema = json.loads(run_config_schema())
+    described = {"run", "data", "clip", "augment", "pairs", "encoder", "optim", "parallel", "checkpoint", "observe"}
+    described |= {"kind", "mask", "warm_start"}
+    sections = {"RunConfig": schema, **schema["$defs"]}
+    silent = [
+        f"{section}.{key}"
+        for section, body in sections.items()
+        for key, field in body.get("properties", {}).items()
+        if "description" not in field and key not in described
+    ]
+    assert silent == []
+
+
+def test_odonata_config_needs_no_torch_and_prints_the_resolved_run() -> None:
+    code = (
+        "import sys, odonata; sys.argv = ['odonata', 'config', sys.argv[1], 'optim.lr=3e-4']\n"
+        "try: odonata.main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules, 'odonata config imported torch'"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(TINY)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "lr: 0.0003" in done.stdout
