@@ -8,6 +8,7 @@
     ├── DivergedError      exit 2   too many non-finite steps in a row: do not retry
     └── RetryError         exit 75  start the same job again: it resumes
         ├── PreemptedError          SIGTERM or SIGINT came; the state is saved
+        ├── StoreError              the store does not answer, or has no room (trainer/store.py)
         └── PeerLostError           another rank vanished or hangs
 
 A message has four parts: what was asked, what was found, what would do, what to change. Exceptions are for the world,

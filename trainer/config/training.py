@@ -1,6 +1,5 @@
 """How the model learns, on what processes it is spread, and what a run keeps and shows."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -81,7 +80,7 @@ class ObserveConfig(Section):
 class WarmStartConfig(Section):
     """Weights to start from, taken from another run's checkpoint."""
 
-    uri: Path
+    uri: str
     """A run folder or one of its checkpoints."""
     parts: Literal["encoder", "model"] = "encoder"
     """Only the encoder, or objectives as well."""
@@ -90,5 +89,5 @@ class WarmStartConfig(Section):
 class RunSection(Section):
     """Where a run lives."""
 
-    uri: Path
+    uri: str = Field(min_length=1)
     """Folder of the run: config, checkpoints, steps, pictures."""

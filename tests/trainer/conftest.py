@@ -1,0 +1,22 @@
+"""What tests of whole runs share: a small synthetic city, and runs that several tests look at."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs import Runner
+from trainer.synthesis.config import SynthesisConfig
+from trainer.synthesis.dataroot import synthesize
+
+
+@pytest.fixture(scope="session")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four short scenes of a synthetic city, one of them held out."""
+    root = tmp_path_factory.mktemp("city")
+    synthesize(root, SynthesisConfig(scenes=4, duration_s=2.0, scale=0.06), workers=2, progress=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def runner(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return Runner(tmp_path_factory.mktemp("runs"), city)

@@ -1,0 +1,133 @@
+"""Stopping and going on: after kill -9, after signals, on another world size, past a broken checkpoint."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.runs import Finished, Runner
+from tests.trainer.test_parity import final_weights
+
+BIT_EQUAL_KEYS = ("step", "loss", "grad_norm", "learning_rate")
+
+
+@pytest.fixture(scope="module")
+def unbroken(runner: Runner) -> Finished:
+    return runner.run("unbroken", engine="fsdp2", processes=2)
+
+
+def kill_after(runner: Runner, name: str, step: int, *overrides: str, engine: str | None, processes: int) -> None:
+    """Start a run and kill -9 every process of it once `step` is recorded."""
+    process = runner.start(name, *overrides, engine=engine, processes=processes)
+    runner.wait_for_step(name, step, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def assert_bit_equal(found: Finished, expected: Finished) -> None:
+    assert len(found.steps) == len(expected.steps)
+    for step, reference in zip(found.steps, expected.steps, strict=True):
+        assert [step[key] for key in BIT_EQUAL_KEYS] == [reference[key] for key in BIT_EQUAL_KEYS]
+    weights, references = final_weights(found.folder), final_weights(expected.folder)
+    assert weights.keys() == references.keys()
+    assert all(torch.equal(weights[name], references[name]) for name in references)
+
+
+def test_ten_steps_a_kill_and_ten_more_equal_twenty_bit_for_bit(runner: Runner, unbroken: Finished) -> None:
+    kill_after(runner, "killed", 12, engine="fsdp2", processes=2)
+    resumed = runner.run("killed", engine="fsdp2", processes=2)
+    assert "resuming" in resumed.output
+    assert "after step 10" in resumed.output
+    assert_bit_equal(resumed, unbroken)
+
+
+def test_a_run_goes_on_under_another_engine_and_world_size(runner: Runner, unbroken: Finished) -> None:
+    kill_after(runner, "moved", 12, engine="fsdp2", processes=2)
+    resumed = runner.run("moved")
+    np.testing.assert_allclose(resumed.losses, unbroken.losses, rtol=1e-6)
+    assert [step["step"] for step in resumed.steps] == list(range(1, 21))
+
+
+def test_sigterm_saves_asks_for_a_retry_and_loses_no_step(runner: Runner) -> None:
+    expected = runner.run("alone-unbroken", "checkpoint.every_steps=100")
+    process = runner.start("stopped", "checkpoint.every_steps=100")
+    runner.wait_for_step("stopped", 5, process)
+    process.send_signal(signal.SIGTERM)
+    stopped = runner.finish("stopped", process)
+    assert stopped.returncode == 75, stopped.output
+    assert "start the same job again" in stopped.output
+    steps_before = len(stopped.steps)
+    assert 5 <= steps_before < 20
+    resumed = runner.run("stopped", "checkpoint.every_steps=100")
+    assert f"after step {steps_before}" in resumed.output
+    assert_bit_equal(resumed, expected)
+
+
+def test_sigterm_to_the_launcher_saves_on_all_ranks(runner: Runner, unbroken: Finished) -> None:
+    process = runner.start("stopped-fsdp2", "checkpoint.every_steps=100", engine="fsdp2", processes=2)
+    runner.wait_for_step("stopped-fsdp2", 5, process)
+    process.send_signal(signal.SIGTERM)
+    stopped = runner.finish("stopped-fsdp2", process)
+    assert stopped.returncode != 0
+    resumed = runner.run("stopped-fsdp2", "checkpoint.every_steps=100", engine="fsdp2", processes=2)
+    assert f"after step {len(stopped.steps)}" in resumed.output
+    assert_bit_equal(resumed, unbroken)
+
+
+def test_a_lost_peer_ends_the_survivors_and_the_run_resumes(runner: Runner, unbroken: Finished) -> None:
+    process = runner.start("bereft", engine="fsdp2", processes=2)
+    runner.wait_for_step("bereft", 12, process)
+    ranks = [pid for pid in children_of(process.pid) if b"odonata" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(ranks[-1], signal.SIGKILL)
+    assert runner.finish("bereft", process, timeout_s=60).returncode != 0
+    assert_bit_equal(runner.run("bereft", engine="fsdp2", processes=2), unbroken)
+
+
+def test_resume_passes_over_a_broken_checkpoint_and_says_why(runner: Runner) -> None:
+    whole = runner.run("damaged")
+    newest = max((whole.folder / "checkpoints").iterdir())
+    payload = next(path for path in newest.iterdir() if path.name != "manifest.json")
+    content = bytearray(payload.read_bytes())
+    content[len(content) // 2] ^= 1
+    payload.write_bytes(content)
+    resumed = runner.run("damaged")
+    assert "after step 10" in resumed.output
+    assert "checksum" in resumed.output
+    assert [step["step"] for step in resumed.steps] == list(range(1, 21))
+
+
+def test_a_finished_run_that_is_started_again_does_nothing(runner: Runner) -> None:
+    first = runner.run("finished")
+    again = runner.run("finished")
+    assert again.steps == first.steps
+
+
+def test_a_run_that_must_begin_anew_refuses_a_folder_with_checkpoints(runner: Runner) -> None:
+    runner.run("taken", "steps=10")
+    process = runner.start("taken", options=("--resume", "never"))
+    refused = runner.finish("taken", process)
+    assert refused.returncode == 2
+    assert "holds a checkpoint of step 10" in refused.output
+
+
+def test_a_warm_start_takes_the_encoder_of_another_run(runner: Runner) -> None:
+    runner.run("teacher", "steps=10")
+    student = runner.run("student", "steps=1", f"warm_start.uri={runner.folder / 'teacher'}", "optim.lr=1e-9")
+    teacher_weights, student_weights = (final_weights(runner.folder / name) for name in ("teacher", "student"))
+    encoder = [name for name in teacher_weights if name.startswith("model.encoder.")]
+    assert encoder
+    for name in encoder:
+        torch.testing.assert_close(student_weights[name], teacher_weights[name], atol=1e-6, rtol=0)
+    decoder = next(name for name in teacher_weights if name.endswith("mask_token"))
+    assert not torch.equal(student_weights[decoder], teacher_weights[decoder])
+    assert json.loads((student.folder / "steps.jsonl").read_text().splitlines()[0])["step"] == 1
+
+
+def children_of(pid: int) -> list[int]:
+    """All processes below `pid`, oldest first."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [below for child in children for below in children_of(child)]

@@ -1,0 +1,111 @@
+"""The index: what a nuScenes dataroot holds, as columns that all ranks and workers of a node map read-only.
+
+One row an image and one row a LiDAR sweep, sorted by scene, sensor and time, so the images of one camera in one scene
+are neighbours in time and in the file. Poses are float64, because world coordinates reach kilometres. The columns:
+
+    scene_name          S  bytes
+    camera_name         C  bytes, every camera of the dataroot
+    image_file          N  bytes, relative to the root       sweep_file             M
+    image_timestamp_us  N                                    sweep_timestamp_us     M
+    image_scene         N  row of scene_name                 sweep_scene            M
+    image_camera        N  row of camera_name                sweep_ego_from_lidar   M 4 4
+    image_mount         N  row of mount_*                    sweep_world_from_ego   M 4 4
+    image_world_from_ego  N 4 4                              sweep_is_key_frame     M
+    image_size_px       N 2, width and height
+    image_is_key_frame  N
+    first_image         S C + 1, first row of each scene and camera, and N
+    mount_pix_from_cam  K 3 3, mount_ego_from_cam K 4 4: one row a calibrated camera, as nuScenes repeats them in each scene
+
+Boxes will be `box_*` columns sorted by key frame with a `sweep_first_box` offset a sweep; nothing reads them yet.
+
+Left to others: making it from the tables (`nuscenes.py`), which rows form frames and clips (`frames.py`).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int, Int64
+
+from trainer.data.columns import Columns, is_whole
+from trainer.errors import DataError
+
+INDEX_FORMAT = 1
+"""Raised whenever the columns change, so that an older index is built again."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """The columns by name; `root` is where the image files lie."""
+
+    columns: Columns
+
+    @property
+    def root(self) -> Path:
+        return Path(self.columns.header["root"])
+
+    @property
+    def version(self) -> str:
+        return self.columns.header["version"]
+
+    @property
+    def splits(self) -> dict[str, list[str]]:
+        """Names of the scenes here by split; a split may be empty here."""
+        return self.columns.header["splits"]
+
+    @cached_property
+    def scenes(self) -> tuple[str, ...]:
+        """Scene names by row."""
+        return tuple(name.decode() for name in self.columns["scene_name"])
+
+    @cached_property
+    def cameras(self) -> tuple[str, ...]:
+        """Camera names by row."""
+        return tuple(name.decode() for name in self.columns["camera_name"])
+
+    def file(self, row: int) -> str:
+        """Path of an image, relative to the root."""
+        return self.columns["image_file"][row].decode()
+
+    def timestamp_us(self, rows: Int[np.ndarray, "*rows"]) -> Int64[np.ndarray, "*rows"]:
+        return self.columns["image_timestamp_us"][rows]
+
+    def is_key_frame(self, rows: Int[np.ndarray, "*rows"]) -> Bool[np.ndarray, "*rows"]:
+        return self.columns["image_is_key_frame"][rows]
+
+    def size_px(self, rows: Int[np.ndarray, "*rows"]) -> Int[np.ndarray, "*rows 2"]:
+        """Width and height."""
+        return self.columns["image_size_px"][rows]
+
+    def mount(self, rows: Int[np.ndarray, "*rows"]) -> Int[np.ndarray, "*rows"]:
+        """Which calibrated camera took each image."""
+        return self.columns["image_mount"][rows]
+
+    def pix_from_cam(self, rows: Int[np.ndarray, "*rows"]) -> Float64[np.ndarray, "*rows 3 3"]:
+        return self.columns["mount_pix_from_cam"][self.mount(rows)]
+
+    def ego_from_cam(self, rows: Int[np.ndarray, "*rows"]) -> Float64[np.ndarray, "*rows 4 4"]:
+        return self.columns["mount_ego_from_cam"][self.mount(rows)]
+
+    def world_from_ego(self, rows: Int[np.ndarray, "*rows"]) -> Float64[np.ndarray, "*rows 4 4"]:
+        return self.columns["image_world_from_ego"][rows]
+
+    def world_from_cam(self, rows: Int[np.ndarray, "*rows"]) -> Float64[np.ndarray, "*rows 4 4"]:
+        return self.world_from_ego(rows) @ self.ego_from_cam(rows)
+
+    def images_of(self, scene: int, camera: str) -> slice:
+        """Rows of one camera in one scene, ascending in time."""
+        group = scene * len(self.cameras) + self.cameras.index(camera)
+        first, end = self.columns["first_image"][group : group + 2]
+        return slice(int(first), int(end))
+
+
+def open_index(path: Path) -> Index:
+    """Map the index that stands at `path`; DataError where it is not whole."""
+    if not is_whole(path):
+        raise DataError(
+            f"the index of a dataroot was asked for at {path} and what is there is missing or half-written; "
+            "remove that folder and start again: it is built anew"
+        )
+    return Index(Columns(path))

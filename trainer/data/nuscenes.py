@@ -1,0 +1,336 @@
+"""From the tables of a nuScenes dataroot to the index, through the devkit, once.
+
+The devkit keeps every record as a dict, several GB for the full set, and is slow to import: only `build_index` touches
+it, `build.py` runs that in a process of its own, and no loader worker ever sees it. What the whole set rests on is
+checked here (tables, references, calibrations, poses); whether a file behind a row can be read shows when it is loaded.
+
+Splits come from `splits.json` in the version folder, {"train": [scene names], ...}, where there is one, and else from
+the devkit; `train` and `val` of a mini version mean its mini_train and mini_val, and `all` is every scene.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64, Int
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from trainer.config.data import NuscenesData
+from trainer.data.columns import write_columns
+from trainer.data.index import INDEX_FORMAT
+from trainer.errors import DataError
+
+if TYPE_CHECKING:
+    from nuscenes.nuscenes import NuScenes
+
+log = logging.getLogger(__name__)
+
+Record = Mapping[str, Any]
+
+TABLES = (
+    "attribute",
+    "calibrated_sensor",
+    "category",
+    "ego_pose",
+    "instance",
+    "log",
+    "map",
+    "sample",
+    "sample_annotation",
+    "sample_data",
+    "scene",
+    "sensor",
+    "visibility",
+)
+SPLITS_FILE = "splits.json"
+
+
+def index_path(config: NuscenesData) -> Path:
+    """Where the index of these very tables is kept: other tables, or changed ones, have another path."""
+    version = find_version(config.root, config.version)
+    tables = config.root / version
+    missing = [name for name in TABLES if not (tables / f"{name}.json").is_file()]
+    if missing:
+        raise DataError(
+            f"{tables} was to be read as nuScenes tables and lacks {', '.join(f'{name}.json' for name in missing)} "
+            f"of the {len(TABLES)} tables; copy the missing files there, the devkit needs them all"
+        )
+    key = hashlib.sha256(repr((INDEX_FORMAT, str(config.root.resolve()), version)).encode())
+    for name in sorted(tables.glob("*.json")):
+        key.update(repr((name.name, name.stat().st_size, name.stat().st_mtime_ns)).encode())
+    folder = config.index_folder or Path(tempfile.gettempdir()) / f"odonata-index-{os.getuid()}"
+    return folder / f"{version}-{key.hexdigest()[:16]}"
+
+
+def find_version(root: Path, version: str | None) -> str:
+    """The version folder to read; DataError with what there is where that is not clear."""
+    if not root.is_dir():
+        raise DataError(f"data.root {root} was to be read and is not a folder; set data.root to a nuScenes dataroot")
+    found = sorted(tables.parent.name for tables in root.glob("*/sample_data.json"))
+    listing = ", ".join(found) or "no folder with nuScenes tables"
+    if version is None and len(found) == 1:
+        return found[0]
+    if version is None:
+        asked = "data.version was left out, which takes the only version there is,"
+    elif (root / version).is_dir():
+        return version
+    else:
+        asked = f"data.version {version} was asked for"
+    advice = "set data.version to one of them" if found else "set data.root to a nuScenes dataroot"
+    raise DataError(f"{asked} and {root} holds {listing}; {advice}")
+
+
+def build_index(config: NuscenesData) -> Path:
+    """Read the tables and write the index; returns where it stands. DataError where the tables are wrong."""
+    path = index_path(config)
+    version = find_version(config.root, config.version)
+    began = time.monotonic()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"reading the tables of {config.root / version}")
+        devkit = open_devkit(config.root, version)
+        progress.update(task, description=f"indexing {len(devkit.sample_data)} rows of {config.root / version}")
+        arrays = read_arrays(devkit)
+        header = {"root": str(config.root.resolve()), "version": version, "splits": read_splits(devkit)}
+        write_columns(path, arrays, header)
+    images, scenes = len(arrays["image_file"]), len(arrays["scene_name"])
+    log.info("indexed %d images of %d scenes in %.1f s: %s", images, scenes, time.monotonic() - began, path)
+    return path
+
+
+def open_devkit(root: Path, version: str) -> "NuScenes":
+    """The devkit on these tables; its failures become a DataError that names the file at fault."""
+    from nuscenes.nuscenes import NuScenes  # noqa: PLC0415: see the top of this file
+
+    try:
+        return NuScenes(version=version, dataroot=str(root), verbose=False)
+    except Exception as error:
+        for name in TABLES:
+            check_table(root / version / f"{name}.json")
+        raise DataError(
+            f"the nuScenes devkit was to open {root / version} and stopped with {type(error).__name__}: {error}; "
+            "the tables contradict each other or a map file is missing, write or download them again"
+        ) from error
+
+
+def check_table(path: Path) -> None:
+    """DataError unless `path` holds a list of records with tokens."""
+    try:
+        records = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(
+            f"{path} was to be read as a nuScenes table and does not parse: {error}; write or download that file again"
+        ) from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) and "token" in record for record in records):
+        raise DataError(
+            f"{path} was to be read as a nuScenes table and is not a list of records with a token each; "
+            "write or download that file again"
+        )
+
+
+def read_splits(devkit: "NuScenes") -> dict[str, list[str]]:
+    """Scenes of this dataroot by split."""
+    scenes = [scene["name"] for scene in devkit.scene]
+    path = Path(devkit.dataroot) / devkit.version / SPLITS_FILE
+    splits = _splits_of_file(path) if path.exists() else _splits_of_devkit(devkit.version)
+    here = {split: [name for name in scenes if name in set(names)] for split, names in splits.items()}
+    return {**here, "all": scenes}
+
+
+def read_arrays(devkit: "NuScenes") -> dict[str, np.ndarray]:
+    """All columns of the index, as `index.py` lists them."""
+    return {
+        "scene_name": _as_bytes(_field(devkit.scene, "name", "scene")),
+        **_read_images(devkit),
+        **_read_sweeps(devkit),
+    }
+
+
+@dataclass(frozen=True)
+class _Sensors:
+    """The records of one modality: what was captured, how its sensors are mounted, and what joins the two."""
+
+    records: Sequence[Record]
+    mounts: Sequence[Record]
+    channel_of_mount: np.ndarray
+    mount_of_record: np.ndarray
+
+
+def _sensors(devkit: "NuScenes", modality: str) -> _Sensors:
+    sensor_of = _rows_of(_field(devkit.calibrated_sensor, "sensor_token", "calibrated_sensor"), devkit.sensor, "sensor")
+    chosen = np.array(_field(devkit.sensor, "modality", "sensor"))[sensor_of] == modality
+    channels = np.array(_field(devkit.sensor, "channel", "sensor"))[sensor_of]
+    tokens = _field(devkit.sample_data, "calibrated_sensor_token", "sample_data")
+    mount_of = _rows_of(tokens, devkit.calibrated_sensor, "calibrated_sensor")
+    captured = np.flatnonzero(chosen[mount_of])
+    return _Sensors(
+        records=[devkit.sample_data[row] for row in captured],
+        mounts=[devkit.calibrated_sensor[row] for row in np.flatnonzero(chosen)],
+        channel_of_mount=channels[chosen],
+        mount_of_record=(np.cumsum(chosen) - 1)[mount_of[captured]],
+    )
+
+
+def _read_images(devkit: "NuScenes") -> dict[str, np.ndarray]:
+    sensors = _sensors(devkit, "camera")
+    cameras, camera_of_mount = np.unique(sensors.channel_of_mount, return_inverse=True)
+    camera = camera_of_mount[sensors.mount_of_record]
+    captures = _read_captures(sensors.records, devkit)
+    order = np.lexsort((captures["timestamp_us"], camera, captures["scene"]))
+    groups = (captures["scene"].astype(np.int64) * len(cameras) + camera)[order]
+    return {
+        "camera_name": _as_bytes(cameras.tolist()),
+        "mount_pix_from_cam": _read_intrinsics(sensors.mounts),
+        "mount_ego_from_cam": _read_transforms(sensors.mounts, "calibrated_sensor"),
+        **{f"image_{name}": column[order] for name, column in captures.items()},
+        "image_camera": camera[order].astype(np.int16),
+        "image_mount": sensors.mount_of_record[order].astype(np.int32),
+        "image_size_px": _read_sizes(sensors.records)[order],
+        "first_image": np.searchsorted(groups, np.arange(len(devkit.scene) * len(cameras) + 1)),
+    }
+
+
+def _read_sweeps(devkit: "NuScenes") -> dict[str, np.ndarray]:
+    sensors = _sensors(devkit, "lidar")
+    captures = _read_captures(sensors.records, devkit)
+    order = np.lexsort((captures["timestamp_us"], captures["scene"]))
+    ego_from_lidar = _read_transforms(sensors.mounts, "calibrated_sensor")
+    return {
+        **{f"sweep_{name}": column[order] for name, column in captures.items()},
+        "sweep_ego_from_lidar": ego_from_lidar[sensors.mount_of_record[order]],
+    }
+
+
+def _read_captures(records: Sequence[Record], devkit: "NuScenes") -> dict[str, np.ndarray]:
+    """What images and sweeps have in common, in the order of `records`."""
+    sample_of = _rows_of(_field(records, "sample_token", "sample_data"), devkit.sample, "sample")
+    scene_of = _rows_of(_field(devkit.sample, "scene_token", "sample"), devkit.scene, "scene")
+    pose_of = _rows_of(_field(records, "ego_pose_token", "sample_data"), devkit.ego_pose, "ego_pose")
+    used, pose_of_record = np.unique(pose_of, return_inverse=True)
+    world_from_ego = _read_transforms([devkit.ego_pose[row] for row in used], "ego_pose")
+    return {
+        "file": _as_bytes(_field(records, "filename", "sample_data")),
+        "timestamp_us": _numbers(records, "timestamp", "sample_data", ()).astype(np.int64),
+        "scene": scene_of[sample_of].astype(np.int32),
+        "world_from_ego": world_from_ego[pose_of_record],
+        "is_key_frame": np.array(_field(records, "is_key_frame", "sample_data"), dtype=bool),
+    }
+
+
+def _read_intrinsics(records: Sequence[Record]) -> Float64[np.ndarray, "K 3 3"]:
+    matrices = _numbers(records, "camera_intrinsic", "calibrated_sensor", (3, 3))
+    is_pinhole = (matrices[:, 2] == (0, 0, 1)).all(-1) & (np.abs(np.linalg.det(matrices)) > 1e-6)
+    _check_all(is_pinhole, records, "calibrated_sensor", "camera_intrinsic", "is singular or no pinhole matrix")
+    return matrices
+
+
+def _read_transforms(records: Sequence[Record], table: str) -> Float64[np.ndarray, "K 4 4"]:
+    """Parent from child, from `translation` and the quaternion `rotation` (w, x, y, z)."""
+    quaternions = _numbers(records, "rotation", table, (4,))
+    lengths = np.linalg.norm(quaternions, axis=-1, keepdims=True)
+    _check_all(np.abs(lengths[:, 0] - 1) < 0.01, records, table, "rotation", "is no unit quaternion")
+    transforms = np.zeros((len(records), 4, 4))
+    transforms[:, :3, :3] = _rotations(quaternions / lengths)
+    transforms[:, :3, 3] = _numbers(records, "translation", table, (3,))
+    transforms[:, 3, 3] = 1
+    return transforms
+
+
+def _rotations(quaternions: Float64[np.ndarray, "K 4"]) -> Float64[np.ndarray, "K 3 3"]:
+    w, x, y, z = quaternions.T
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.moveaxis(np.array(rows), -1, 0)
+
+
+def _read_sizes(records: Sequence[Record]) -> Int[np.ndarray, "N 2"]:
+    sizes = np.stack([_numbers(records, side, "sample_data", ()) for side in ("width", "height")], axis=-1)
+    _check_all((sizes > 0).all(-1), records, "sample_data", "width, height", "is no image size")
+    return sizes.astype(np.int32)
+
+
+def _field(records: Sequence[Record], name: str, table: str) -> list[Any]:
+    try:
+        return [record[name] for record in records]
+    except KeyError:
+        token = next(record["token"] for record in records if name not in record)
+        raise DataError(
+            f"every record of {table}.json was to have a field {name!r} and {token} has none; "
+            "write or download that table again"
+        ) from None
+
+
+def _numbers(records: Sequence[Record], name: str, table: str, shape: tuple[int, ...]) -> Float64[np.ndarray, "K *shape"]:
+    values = _field(records, name, table)
+    if not _has_shape(values, (len(records), *shape)):
+        _check_all([_has_shape(value, shape) for value in values], records, table, name, f"is no array of shape {shape}")
+    numbers = np.array(values, dtype=np.float64).reshape(len(records), *shape)
+    _check_all(np.isfinite(numbers).reshape(len(records), -1).all(-1), records, table, name, "is not finite")
+    return numbers
+
+
+def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
+    try:
+        return np.array(value, dtype=np.float64).shape == shape
+    except (TypeError, ValueError):
+        return False
+
+
+def _check_all(good: Iterable[bool], records: Sequence[Record], table: str, name: str, fault: str) -> None:
+    bad = np.flatnonzero(~np.asarray(good, dtype=bool))
+    if len(bad):
+        record = records[bad[0]]
+        raise DataError(
+            f"every record of {table}.json was to have a usable {name} and in {len(bad)} of {len(records)} it {fault}, "
+            f"first in {record['token']}: {[record.get(part) for part in name.split(', ')]}; repair or leave out those records"
+        )
+
+
+def _rows_of(tokens: Sequence[str], records: Sequence[Record], table: str) -> Int[np.ndarray, " N"]:
+    """Row of each token in its table."""
+    row_of = {record["token"]: row for row, record in enumerate(records)}
+    try:
+        return np.array([row_of[token] for token in tokens], dtype=np.int64)
+    except KeyError as error:
+        raise DataError(
+            f"a record refers to token {error} of {table}.json and that table of {len(records)} has no such record; "
+            "the tables are of different versions, write or download them again"
+        ) from None
+
+
+def _as_bytes(texts: Sequence[str]) -> np.ndarray:
+    return np.array([text.encode() for text in texts], dtype=np.bytes_)
+
+
+def _splits_of_file(path: Path) -> dict[str, list[str]]:
+    try:
+        splits = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} was to be read as splits and does not parse: {error}; write it again") from error
+    if not isinstance(splits, dict) or not all(isinstance(names, list) for names in splits.values()):
+        raise DataError(
+            f"{path} was to be read as splits and is not of the form "
+            '{"train": ["scene-0001", ...], "val": [...]}; write it again'
+        )
+    return splits
+
+
+def _splits_of_devkit(version: str) -> dict[str, list[str]]:
+    from nuscenes.utils.splits import create_splits_scenes  # noqa: PLC0415: see the top of this file
+
+    splits = create_splits_scenes()
+    if version.endswith("mini"):
+        return {**splits, "train": splits["mini_train"], "val": splits["mini_val"]}
+    return splits
