@@ -118,6 +118,7 @@ class LocalStore:
     def put(self, key: str, payload: bytes | Iterable[memoryview], *, exclusive: bool = False) -> ObjectInfo:
         """See Store."""
         target = self._path(key)
+        assert target != self._root, "an object has a name"
         partial = target.with_name(_PARTIAL + secrets.token_hex(8))
         with self._explaining("write", key):
             _make_folder(target.parent)
@@ -165,8 +166,9 @@ class LocalStore:
         return LocalStore(self._path(prefix))
 
     def _path(self, key: str) -> Path:
-        parts = key.rstrip("/").split("/") if key else []
-        assert all(part.strip(".") and not part.startswith(_PARTIAL) and "\0" not in part for part in parts), f"not a key: {key!r}"
+        """Where `key`, or a prefix with or without its last "/", lies; the root for an empty one."""
+        parts = key.removesuffix("/").split("/") if key else []
+        assert all(part.strip(".") and not part.startswith(_PARTIAL) and "\0" not in part for part in parts), key
         return self._root.joinpath(*parts)
 
     def _info(self, path: Path) -> ObjectInfo | None:
@@ -179,7 +181,9 @@ class LocalStore:
         try:
             os.link(partial, target)
         except FileExistsError as error:
-            raise ObjectExistsError(f"{key} was to be created in {self.uri} and is there already; another writer made it") from error
+            raise ObjectExistsError(
+                f"{key} was to be created in {self.uri} and is there already; another writer made it"
+            ) from error
 
     @contextmanager
     def _explaining(self, verb: str, key: str) -> Iterator[None]:
@@ -198,7 +202,9 @@ def open_store(uri: str | Path) -> Store:
     """The store at `uri`, a folder that need not exist yet."""
     text = str(uri)
     if text.startswith("s3:/"):  # one slash: a Path has swallowed the other
-        raise ConfigError(f"{text} asks for S3, and this version keeps runs in folders only; give a folder, a mounted one if need be")
+        raise ConfigError(
+            f"{text} asks for S3, and this version keeps runs in folders only; give a folder, a mounted one if need be"
+        )
     if "://" in text:
         raise ConfigError(f"{text} is neither a folder nor a kind of store that this version knows; give a folder")
     return LocalStore(Path(text).absolute())

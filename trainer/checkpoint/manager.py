@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -218,6 +219,14 @@ def load_into_model(
     tensors = {name: tensor for name, tensor in record.tensors.items() if name.startswith(root)}
     _load(store, replace(record, tensors=tensors), state, ranks)
     return record
+
+
+def read_tensors(store: Store, record: Record, *, prefix: str = "") -> dict[str, Tensor]:
+    """Whole tensors of `record` whose names begin with `prefix`, on the host. Not collective: this process reads them all."""
+    tensors = {name: tensor for name, tensor in record.tensors.items() if name.startswith(prefix)}
+    state = {name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)) for name, tensor in tensors.items()}
+    _load(store, replace(record, tensors=tensors), state, Ranks(alone=True))
+    return state
 
 
 def _load(store: Store, record: Record, state: Mapping[str, Tensor], ranks: Ranks) -> None:

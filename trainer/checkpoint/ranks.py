@@ -20,9 +20,10 @@ T = TypeVar("T")
 class Ranks:
     """The ranks of a process group; the first of them is the one that decides."""
 
-    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, *, alone: bool = False) -> None:
+        """The ranks of `group`, by default all; with `alone` this process by itself, whatever others there are."""
         self.group = group
-        self.alone = not dist.is_initialized()
+        self.alone = alone or not dist.is_initialized()
         self.rank = 0 if self.alone else dist.get_rank(group)
         self.world_size = 1 if self.alone else dist.get_world_size(group)
 

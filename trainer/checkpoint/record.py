@@ -12,6 +12,7 @@ Left to whom: bytes are read and written by `storage`, and which checkpoint coun
 
 import json
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from trainer.store import Checksum
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+_OBJECT_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 DTYPE_BYTES = {
     **{name: 8 for name in ("float64", "int64", "complex64")},
@@ -131,6 +133,9 @@ def _check_envelope(content: Any) -> None:
 
 
 def _check_sense(record: Record) -> None:
+    for key in record.objects:
+        if not _OBJECT_NAME.fullmatch(key):
+            raise CheckpointError(f"its {MANIFEST} names an object {key!r}, which cannot lie beside it")
     for name, tensor in record.tensors.items():
         if tensor.dtype not in DTYPE_BYTES:
             raise CheckpointError(f"{name} has the type {tensor.dtype}, which this version does not know")

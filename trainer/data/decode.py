@@ -9,6 +9,7 @@ What cannot be read becomes a ClipError, which the loader replaces and counts.
 """
 
 import io
+import math
 import struct
 from pathlib import Path
 
@@ -52,17 +53,13 @@ def decode_window(
     data: bytes, window: Window, *, size_px: tuple[int, int], clip: str, file: str
 ) -> UInt8[np.ndarray, "H W 3"]:
     """As `read_window`, from bytes; `file` is named in the error."""
-    if read_size(data, clip=clip, file=file) != size_px:
-        found = "x".join(map(str, read_size(data, clip=clip, file=file)))
-        raise ClipError(clip, f"{file} is {found} pixels and was to be {size_px[0]}x{size_px[1]}")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            scale = shrink(image, window)
-            box = tuple(side / scale for side in window.box)
-            size = (window.width_px, window.height_px)
-            pixels = image.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+            if image.size != size_px:
+                raise ClipError(clip, f"{file} is {image.size} pixels wide and high and was to be {size_px}")
+            pixels = _resize(image, window)
     except _UNREADABLE as error:
-        raise ClipError(clip, f"{file} is damaged ({len(data)} bytes): {error}") from error
+        raise ClipError(clip, f"{file} is no whole image ({len(data)} bytes): {error}") from error
     array = np.asarray(pixels)
     return np.ascontiguousarray(array[:, ::-1]) if window.is_mirrored else array
 
@@ -71,8 +68,20 @@ def shrink(image: Image.Image, window: Window) -> int:
     """Tell a JPEG decoder the largest divisor of the size at which `window` still covers its output, and return it."""
     width, height = image.size
     least = (
-        int(np.ceil(width * window.width_px / window.source_width_px)),
-        int(np.ceil(height * window.height_px / window.source_height_px)),
+        _round_up(width * window.width_px / window.source_width_px),
+        _round_up(height * window.height_px / window.source_height_px),
     )
     drafted = image.draft(None, least)
     return 1 if drafted is None else round(width / drafted[1][2])
+
+
+def _resize(image: Image.Image, window: Window) -> Image.Image:
+    scale = shrink(image, window)
+    left, top, right, bottom = (side / scale for side in window.box)
+    box = (left, top, min(right, image.width), min(bottom, image.height))  # else a rounding error is an error of Pillow
+    size = (window.width_px, window.height_px)
+    return image.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+
+
+def _round_up(side: float) -> int:
+    return math.ceil(side - 1e-6)

@@ -19,7 +19,7 @@ _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of source pixels, edges at whole numbers between pixels, and the image it becomes."""
+    """A rectangle of the source, in its pixels from its top-left corner, and the image it becomes."""
 
     left_px: float
     top_px: float

@@ -1,0 +1,60 @@
+"""The one list of metrics: what a run exports, as data.
+
+Names follow Prometheus: prefix `odonata_`, base units at the end of the name, `_total` on what only grows. Counters count
+since the process started, as Prometheus expects, so `increase()` is right over restarts; steps that a resume takes again
+count again. Every metric also carries the constant labels of its exporter (the rank); labels listed here have few values.
+
+Left to whom: `exporter` serves them, the trainer's `observe/metrics.py` sets them. A metric that is not in this list cannot be exported.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["gauge", "counter", "histogram", "info"]
+Unit = Literal["seconds", "bytes"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric; `name` is what a query says, for a histogram without `_bucket`, `_sum` and `_count`."""
+
+    name: str
+    kind: Kind
+    meaning: str
+    unit: Unit | None = None
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 20.0, 30.0, 60.0, 120.0)
+"""Dense where steps of a real run lie, since a quantile is interpolated inside one bucket."""
+
+METRICS: tuple[Metric, ...] = (
+    # what the process is
+    Metric("odonata_run_info", "info", "The run that this process is part of; always 1.", labels=("run", "engine", "world_size", "precision")),
+    # is it learning
+    Metric("odonata_step", "gauge", "Steps that are finished, over all starts of the run."),
+    Metric("odonata_steps", "gauge", "Steps that the run is to take."),
+    Metric("odonata_loss", "gauge", "Weighted sum of the objectives' losses in the last step."),
+    Metric("odonata_loss_part", "gauge", "One part of the loss in the last step.", labels=("objective", "part")),
+    Metric("odonata_grad_norm", "gauge", "Norm of the whole gradient in the last step, before clipping."),
+    Metric("odonata_learning_rate", "gauge", "Learning rate of the last step, before layer decay."),
+    Metric("odonata_skipped_steps_total", "counter", "Steps whose loss or gradient was not finite, so that no weight moved."),
+    # is it fast
+    Metric("odonata_step_seconds", "histogram", "Wall time of a step on this rank, with its wait for data.", "seconds", buckets=_STEP_SECONDS),
+    Metric("odonata_data_wait_seconds_total", "counter", "Part of the step time that was spent waiting for data.", "seconds"),
+    Metric("odonata_clips_total", "counter", "Clips trained on, over all ranks; every rank reports the same number."),
+    Metric("odonata_tokens_total", "counter", "Tokens trained on, over all ranks; every rank reports the same number."),
+    Metric("odonata_clips_per_second", "gauge", "Clips in the last step over its wall time, over all ranks."),
+    Metric("odonata_tokens_per_second", "gauge", "Tokens in the last step over its wall time, over all ranks."),
+    # is it well
+    Metric("odonata_last_step_timestamp_seconds", "gauge", "When the last step was finished, in seconds since 1970.", "seconds"),
+    Metric("odonata_peak_memory_bytes", "gauge", "Most memory this rank has held: CUDA allocations, or resident memory without a GPU.", "bytes"),
+    Metric("odonata_replaced_clips_total", "counter", "Clips that could not be read and were replaced, over all ranks."),
+    # is it safe
+    Metric("odonata_last_checkpoint_timestamp_seconds", "gauge", "When the last checkpoint was committed, in seconds since 1970.", "seconds"),
+    Metric("odonata_last_checkpoint_step", "gauge", "Step of the last committed checkpoint."),
+    Metric("odonata_checkpoint_seconds", "gauge", "How long the last checkpoint took.", "seconds"),
+    Metric("odonata_checkpoint_bytes", "gauge", "Size of the last checkpoint over all ranks.", "bytes"),
+    Metric("odonata_checkpoints_total", "counter", "Checkpoints that this process has committed with the others."),
+)

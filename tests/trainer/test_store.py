@@ -1,0 +1,194 @@
+"""One contract, run over every kind of store."""
+
+import errno
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from trainer.errors import ConfigError
+from trainer.store import ObjectExistsError, ObjectMissingError, Store, StoreError, open_store
+
+STORES: dict[str, Callable[[Path], Store]] = {
+    "local": open_store,
+    "child of local": lambda folder: open_store(folder).child("a/child"),
+}
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return STORES[request.param](tmp_path / "not there yet")
+
+
+def keys(store: Store, prefix: str) -> list[str]:
+    return [info.key for info in store.list(prefix)]
+
+
+def test_what_is_put_can_be_got_and_its_size_and_checksum_are_told(store: Store) -> None:
+    info = store.put("a/b.bin", b"dragonfly")
+    assert (info.key, info.bytes, info.checksum) == ("a/b.bin", 9, f"crc32:{zlib.crc32(b'dragonfly'):08x}")
+    assert store.get("a/b.bin") == b"dragonfly"
+
+
+def test_pieces_are_stored_one_after_the_other(store: Store) -> None:
+    info = store.put("a", (memoryview(bytes([i]) * i) for i in range(5)))
+    assert store.get("a") == b"\1\2\2\3\3\3\4\4\4\4"
+    assert info == store.put("b", store.get("a")).__class__("a", 10, info.checksum)
+
+
+def test_pieces_count_in_bytes_whatever_their_items_are(store: Store) -> None:
+    assert store.put("a", [memoryview(b"12345678").cast("d")]).bytes == 8
+
+
+def test_an_object_may_be_empty(store: Store) -> None:
+    assert store.put("a", b"").bytes == 0
+    assert store.get("a") == b""
+    assert store.list("a")[0].bytes == 0
+
+
+def test_a_range_is_read_without_the_rest(store: Store) -> None:
+    store.put("a", b"0123456789")
+    assert store.get("a", 3, 4) == b"3456"
+    assert store.get("a", 7) == b"789"
+    assert store.get("a", 10, 0) == b""
+
+
+def test_a_range_that_an_object_does_not_have_is_an_error(store: Store) -> None:
+    store.put("a", b"0123456789")
+    with pytest.raises(ObjectMissingError, match="2 too early"):
+        store.get("a", 8, 4)
+
+
+def test_a_missing_object_is_an_error_that_names_it(store: Store) -> None:
+    with pytest.raises(ObjectMissingError, match=r"no/where"):
+        store.get("no/where")
+
+
+def test_a_second_put_replaces_the_object(store: Store) -> None:
+    store.put("a", b"first")
+    store.put("a", b"2nd")
+    assert store.get("a") == b"2nd"
+
+
+def test_an_exclusive_put_leaves_what_is_there(store: Store) -> None:
+    store.put("a", b"first", exclusive=True)
+    with pytest.raises(ObjectExistsError):
+        store.put("a", b"second", exclusive=True)
+    assert store.get("a") == b"first"
+    assert keys(store, "") == ["a"]
+
+
+def test_a_put_that_fails_on_its_way_leaves_what_was_there(store: Store) -> None:
+    def breaking() -> Iterator[memoryview]:
+        yield memoryview(b"half")
+        raise RuntimeError("the source broke")
+
+    store.put("kept", b"whole")
+    for key in ("kept", "new"):
+        with pytest.raises(RuntimeError, match="source broke"):
+            store.put(key, breaking())
+    assert keys(store, "") == ["kept"]
+    assert store.get("kept") == b"whole"
+
+
+def test_a_list_is_sorted_and_takes_whole_parts_of_names(store: Store) -> None:
+    for key in ("b/2", "b/1", "b/c/3", "bb/4", "b.json", "a"):
+        store.put(key, key.encode())
+    assert keys(store, "") == ["a", "b.json", "b/1", "b/2", "b/c/3", "bb/4"]
+    assert keys(store, "b") == keys(store, "b/") == ["b/1", "b/2", "b/c/3"]
+    assert keys(store, "b/c") == ["b/c/3"]
+    assert [(info.key, info.bytes) for info in store.list("bb/4")] == [("bb/4", 4)]
+    assert store.list("none") == []
+
+
+def test_a_delete_takes_whole_parts_of_names(store: Store) -> None:
+    for key in ("b/1", "b/c/2", "bb/3", "a"):
+        store.put(key, b"")
+    store.delete("b/")
+    store.delete("a")
+    store.delete("none")
+    assert keys(store, "") == ["bb/3"]
+
+
+def test_a_whole_store_is_never_deleted(store: Store) -> None:
+    store.put("a", b"")
+    for prefix in ("", "/"):
+        with pytest.raises(AssertionError):
+            store.delete(prefix)
+    assert keys(store, "") == ["a"]
+
+
+def test_a_child_sees_what_lies_under_its_prefix(store: Store) -> None:
+    store.put("a/b/c", b"1")
+    child = store.child("a")
+    assert keys(child, "") == ["b/c"]
+    child.put("d", b"2")
+    assert store.get("a/d") == b"2"
+    assert child.uri.startswith(store.uri)
+
+
+@pytest.mark.parametrize("key", ["../a", "/a", "a//b", "a/./b", "a/../../b", ""])
+def test_a_key_cannot_leave_the_store(store: Store, key: str) -> None:
+    with pytest.raises(AssertionError):
+        store.put(key, b"")
+
+
+def test_what_a_killed_put_left_is_not_seen_and_goes_with_its_prefix(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from trainer.store import open_store
+def killed():
+    yield memoryview(b"half" * 100_000)
+    os.kill(os.getpid(), 9)
+open_store(sys.argv[1]).put("a/b", killed())
+"""
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False).returncode == -9
+    assert len(list((tmp_path / "a").iterdir())) == 1
+    store = open_store(tmp_path)
+    assert store.list("") == []
+    store.put("a/c", b"")
+    assert keys(store, "a") == ["a/c"]
+    store.delete("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_reason_to_try_again_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path)
+    store.put("old", b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device") as caught:
+        store.put("new", b"new")
+    assert caught.value.exit_code == 75
+    assert keys(store, "") == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_file_where_a_folder_must_be_is_a_wrong_config(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="give a folder"):
+        open_store(tmp_path / "file").put("a", b"")
+    with pytest.raises(ConfigError, match="give a folder"):
+        open_store(tmp_path / "file").get("a")
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/run", Path("s3://bucket/run"), "gs://bucket/run"])
+def test_a_kind_of_store_that_is_not_there_is_a_wrong_config(uri: str | Path) -> None:
+    with pytest.raises(ConfigError, match="give a folder"):
+        open_store(uri)
+
+
+def test_a_relative_folder_stays_the_same_when_the_process_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = open_store("run")
+    monkeypatch.chdir("/")
+    store.put("a", b"1")
+    assert (tmp_path / "run" / "a").read_bytes() == b"1"
+    assert store.uri == str(tmp_path / "run")

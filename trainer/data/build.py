@@ -1,0 +1,111 @@
+"""From a data config to sources: the index and the pairs are made if needed, once on each node, then mapped.
+
+Making them is guarded by a lock file, so every rank may call `prepare_index` and one works while the others wait. The
+tables are read in a process of its own: the several GB that the devkit takes go back when it ends, and loader workers,
+forked or spawned, never carry it.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+from trainer.config.data import DataConfig, ImagePairsData, NuscenesData
+from trainer.data.columns import Columns, is_whole
+from trainer.data.image_pairs import read_image_pairs
+from trainer.data.index import Index, open_index
+from trainer.data.nuscenes import build_index, index_path
+from trainer.data.pair_source import PairSource
+from trainer.data.pairs import mine_pairs, pairs_path
+from trainer.data.source import Source
+from trainer.errors import DataError
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+
+def prepare_index(config: DataConfig) -> None:
+    """Make what the sources of this config map; nothing to do for image pairs. DataError where the data is wrong."""
+    if isinstance(config, ImagePairsData):
+        return
+    for split in SPLITS:
+        if _split_name(config, split) is not None:
+            _open_pairs(config, split)
+
+
+def build_source(config: DataConfig, split: Split, *, augment: bool) -> Source | None:
+    """The samples of a split, None where the config names no such split; prepares what is not there yet."""
+    augmentation = config.augment if augment else None
+    if isinstance(config, ImagePairsData):
+        list_name = config.train_list if split == "train" else config.val_list
+        return None if list_name is None else read_image_pairs(config, list_name, augmentation)
+    if _split_name(config, split) is None:
+        return None
+    index, pairs = _open_pairs(config, split)
+    return PairSource(index, pairs, config, augmentation)
+
+
+def _open_pairs(config: NuscenesData, split: Split) -> tuple[Index, Columns]:
+    path = index_path(config)
+    _make_once(path, lambda: _in_own_process(build_index, config))
+    index = open_index(path)
+    scenes = find_scenes(index, config, split)
+    _check_cameras(index, config)
+    pairs = pairs_path(index, config, scenes)
+    _make_once(pairs, lambda: mine_pairs(index, config, scenes, split=_split_name(config, split)))
+    return index, Columns(pairs)
+
+
+def find_scenes(index: Index, config: NuscenesData, split: Split) -> list[int]:
+    """Rows of the scenes of a split; DataError where it is unknown or empty here."""
+    name = _split_name(config, split)
+    asked = f"split {name} was asked for by data.{split}_split"
+    known = ", ".join(f"{known} ({len(scenes)} scenes)" for known, scenes in index.splits.items())
+    if name not in index.splits:
+        raise DataError(f"{asked} and {index.root} knows {known}; set data.{split}_split to one of them")
+    if not index.splits[name]:
+        optional = " or to null" if split == "val" else ""
+        raise DataError(
+            f"{asked} and none of its scenes is among the {len(index.scenes)} of {index.root} {index.version}, which has "
+            f"{known}; set data.{split}_split to one that has scenes{optional}"
+        )
+    row_of = {scene: row for row, scene in enumerate(index.scenes)}
+    return [row_of[scene] for scene in index.splits[name]]
+
+
+def _check_cameras(index: Index, config: NuscenesData) -> None:
+    unknown = [camera for camera in config.cameras if camera not in index.cameras]
+    if unknown or not config.cameras:
+        raise DataError(
+            f"data.cameras asks for {', '.join(unknown) or 'no camera'} and {index.root} {index.version} has "
+            f"{', '.join(index.cameras)}; set data.cameras to some of these"
+        )
+
+
+def _split_name(config: NuscenesData, split: Split) -> str | None:
+    return config.train_split if split == "train" else config.val_split
+
+
+def _make_once(path: Path, make: Callable[[], object]) -> None:
+    if is_whole(path):
+        return
+    with _locked(path.with_name(f"{path.name}.lock")):
+        if not is_whole(path):
+            make()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait for every other process of this node that holds `path`; a killed holder lets go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _in_own_process(work: Callable[[NuscenesData], Path], config: NuscenesData) -> Path:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, config).result()

@@ -1,0 +1,59 @@
+"""Reading clips: from rows of the index to pixels with their intrinsics and poses."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from trainer.data.decode import read_window
+from trainer.data.index import Index
+from trainer.data.source import Clip
+from trainer.data.transforms import Window, move_intrinsics, place_window
+
+
+def read_clip(
+    index: Index,
+    rows: Int[np.ndarray, "T V"],
+    out_size_px: tuple[int, int],
+    *,
+    windows: Sequence[Window] | None = None,
+) -> Clip:
+    """The images at `rows`, each view through its window; without windows the largest centred ones of that size.
+
+    ClipError where an image cannot be read.
+    """
+    T, V = rows.shape
+    name = name_clip(index, rows)
+    sizes = index.size_px(rows)
+    if windows is None:
+        windows = [place_window(tuple(sizes[0, view].tolist()), out_size_px) for view in range(V)]
+    images = [
+        [
+            read_window(
+                index.root / index.file(rows[frame, view]),
+                windows[view],
+                size_px=tuple(sizes[frame, view].tolist()),
+                clip=name,
+            )
+            for view in range(V)
+        ]
+        for frame in range(T)
+    ]
+    pix_from_cam = index.pix_from_cam(rows)
+    moved = [move_intrinsics(pix_from_cam[:, view], window) for view, window in enumerate(windows)]
+    return Clip(
+        name=name,
+        images=np.array(images),
+        pix_from_cam=np.stack(moved, axis=1),
+        ego_from_cam=index.ego_from_cam(rows),
+        world_from_ego=index.world_from_ego(rows),
+        timestamp_us=index.timestamp_us(rows),
+    )
+
+
+def name_clip(index: Index, rows: Int[np.ndarray, "T V"]) -> str:
+    """Scene, time of the first image and cameras, as `scene-0061 1532402927612460 CAM_FRONT`."""
+    first = rows[0]
+    scene = index.scenes[index.columns["image_scene"][first[0]]]
+    cameras = "+".join(index.cameras[camera] for camera in index.columns["image_camera"][first])
+    return f"{scene} {index.timestamp_us(first[0])} {cameras}"

@@ -1,0 +1,182 @@
+"""The source of pairs from a nuScenes dataroot: a clip of one camera and the clip that completes it.
+
+Which second views there are was mined beforehand (`pairs.py`); here one is drawn, with windows and colours for both.
+
+CroCo crops its two views independently, which works where crop and image have nearly one shape. A square window cut
+from a wide image can miss the whole overlap of two neighbouring cameras, so windows are drawn again, a few times,
+until they themselves overlap by `min_overlap`; the best draw is taken when none does. Without augmentation the windows
+are the largest ones, centred unless those overlap too little: then the corners and edges that overlap most.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from trainer.config.data import AugmentConfig, ClipConfig, NuscenesData
+from trainer.data.clips import name_clip, read_clip
+from trainer.data.columns import Columns
+from trainer.data.index import Index
+from trainer.data.pairs import frustum_points, visible_share
+from trainer.data.source import Sample
+from trainer.data.transforms import Window, draw_window, jitter_colours, move_intrinsics, place_window
+from trainer.errors import ClipError
+
+_WINDOW_DRAWS = 16
+_PLACES = tuple(itertools.product((0.5, 0.0, 1.0), repeat=2))
+"""Where evaluation may put a window, the centre first."""
+
+WindowPair = tuple[Window, Window]
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Pairs of clips by number; `augment` none reads them the same way every time, but for the choice of the partner."""
+
+    index: Index
+    pairs: Columns
+    config: NuscenesData
+    augment: AugmentConfig | None
+
+    offers = frozenset(
+        {
+            "target_images",
+            "reference_images",
+            "scene",
+            "target_pix_from_cam",
+            "reference_pix_from_cam",
+            "reference_from_target",
+        }
+    )
+
+    def __len__(self) -> int:
+        return len(self.pairs["anchor"])
+
+    def name(self, index: int) -> str:
+        """As Source has it."""
+        return name_clip(self.index, self._rows(self.pairs["anchor"][index]))
+
+    def describe(self) -> dict[str, float | int | str]:
+        """As Source has it."""
+        root = {"kind": self.config.kind, "root": str(self.index.root), "version": self.index.version}
+        return {**root, "samples": len(self), **self.pairs.header["figures"]}
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """As Source has it."""
+        target_rows = self._rows(self.pairs["anchor"][index])
+        reference_rows = self._rows(self._draw_candidate(index, rng))
+        view = _Views(self.index, int(target_rows[0, 0]), int(reference_rows[0, 0]))
+        windows = self._choose_windows(view, rng)
+        try:
+            target = read_clip(self.index, target_rows, _out_size_px(self.config.clip), windows=windows[:1])
+            reference = read_clip(self.index, reference_rows, _out_size_px(self.config.clip), windows=windows[1:])
+        except ClipError as error:
+            raise ClipError(self.name(index), error.reason) from error
+        jitter = self.augment.colour_jitter if self.augment else 0.0
+        return {
+            "target_images": _channels_first(jitter_colours(target.images, jitter, rng)),
+            "reference_images": _channels_first(jitter_colours(reference.images, jitter, rng)),
+            "scene": np.array(self.index.columns["image_scene"][target_rows[0, 0]], dtype=np.int64),
+            "target_pix_from_cam": target.pix_from_cam.astype(np.float32),
+            "reference_pix_from_cam": reference.pix_from_cam.astype(np.float32),
+            "reference_from_target": view.reference_from_target.astype(np.float32),
+        }
+
+    def _rows(self, code: int) -> Int[np.ndarray, "T 1"]:
+        """Image rows of the clip that `code`, frame * V + camera, begins."""
+        frame, camera = divmod(int(code), len(self.config.cameras))
+        return self.pairs["frame_rows"][self.pairs["clip_frames"][frame], camera][:, None]
+
+    def _draw_candidate(self, index: int, rng: np.random.Generator) -> int:
+        first, end = (int(place) for place in self.pairs["first_candidate"][index : index + 2])
+        first_in_time = int(self.pairs["first_in_time"][index])
+        wants_across = rng.random() < self.config.pairs.cross_camera_share
+        is_across = first_in_time == end or (wants_across and first_in_time > first)
+        low, high = (first, first_in_time) if is_across else (first_in_time, end)
+        return int(self.pairs["candidate"][rng.integers(low, high)])
+
+    def _choose_windows(self, view: "_Views", rng: np.random.Generator) -> WindowPair:
+        out_size_px = _out_size_px(self.config.clip)
+        if self.augment is None:
+            offered = _placed_windows(view, out_size_px)
+        else:
+            offered = _drawn_windows(view, out_size_px, self.augment, rng)
+        return _first_that_overlaps(offered, view.overlap, self.config.pairs.min_overlap)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """The first images of both clips."""
+
+    index: Index
+    target_row: int
+    reference_row: int
+
+    @property
+    def sizes_px(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        target, reference = self.index.size_px(np.array([self.target_row, self.reference_row])).tolist()
+        return tuple(target), tuple(reference)
+
+    @property
+    def reference_from_target(self) -> Float[np.ndarray, "4 4"]:
+        world_from_cam = self.index.world_from_cam(np.array([self.target_row, self.reference_row]))
+        return np.linalg.inv(world_from_cam[1]) @ world_from_cam[0]
+
+    def overlap(self, windows: WindowPair) -> float:
+        """Share of the target window's frustum that the reference window shows."""
+        target, reference = windows
+        rows = np.array([self.target_row, self.reference_row])
+        pix_from_cam = self.index.pix_from_cam(rows)
+        points = frustum_points(
+            move_intrinsics(pix_from_cam[0], target),
+            (target.width_px, target.height_px),
+            self.index.ego_from_cam(rows[0]),
+        )
+        size_px = np.array([[reference.width_px, reference.height_px]])
+        pix_from_reference = move_intrinsics(pix_from_cam[1], reference)[None]
+        return float(visible_share(points, self.reference_from_target[None], pix_from_reference, size_px)[0])
+
+
+def _drawn_windows(
+    view: _Views, out_size_px: tuple[int, int], augment: AugmentConfig, rng: np.random.Generator
+) -> Iterable[WindowPair]:
+    """Random windows, both mirrored or neither."""
+    is_mirrored = bool(rng.random() < augment.flip_probability)
+    for _ in range(_WINDOW_DRAWS):
+        target, reference = (
+            draw_window(size_px, out_size_px, crop_share=augment.crop_share, is_mirrored=is_mirrored, rng=rng)
+            for size_px in view.sizes_px
+        )
+        yield target, reference
+
+
+def _placed_windows(view: _Views, out_size_px: tuple[int, int]) -> Iterable[WindowPair]:
+    """The largest windows at all combinations of places that differ, the centred ones first."""
+    target, reference = (
+        dict.fromkeys(place_window(size_px, out_size_px, place=place) for place in _PLACES) for size_px in view.sizes_px
+    )
+    yield from itertools.product(target, reference)
+
+
+def _first_that_overlaps(
+    offered: Iterable[WindowPair], overlap: Callable[[WindowPair], float], enough: float
+) -> WindowPair:
+    best: tuple[float, WindowPair] | None = None
+    for windows in offered:
+        share = overlap(windows)
+        if share >= enough:
+            return windows
+        if best is None or share > best[0]:
+            best = share, windows
+    assert best is not None, "at least one pair of windows is offered"
+    return best[1]
+
+
+def _out_size_px(clip: ClipConfig) -> tuple[int, int]:
+    return clip.width_px, clip.height_px
+
+
+def _channels_first(images: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(images, -1, -3))

@@ -1,0 +1,68 @@
+"""The record of a run: what is left to read when the run is over, and what a resume goes on from.
+
+    config.yaml          the resolved config of the last start
+    environment.json     versions, revision, hardware and launch of the last start
+    steps.jsonl          one object a step, StepReport's fields and `time_s`, seconds since 1970
+    evaluations.jsonl    one object an evaluation: step, time_s and the figures by name
+    checkpoints.jsonl    one object a checkpoint: step, time_s, seconds, bytes
+
+A run that resumes after step k keeps the lines up to step k, so each step is there once. Only rank 0 keeps a record.
+
+Left to whom: contact sheets are `pictures`, checkpoints `trainer.checkpoint`, incidents the loop's.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from trainer.observe.journal import Journal
+from trainer.observe.report import SavedCheckpoint, SilentObserver, StepReport
+from trainer.store import Store
+
+
+class RunRecord(SilentObserver):
+    """Writes the record of one run to `store`; errors are StoreError."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        resumed_at: int,
+        config_yaml: str,
+        environment: Mapping[str, Any],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
+        store.put("config.yaml", config_yaml.encode())
+        store.put("environment.json", json.dumps(environment, indent=2).encode() + b"\n")
+        self._steps = Journal(store, "steps.jsonl", last_step=resumed_at)
+        self._evaluations = Journal(store, "evaluations.jsonl", last_step=resumed_at)
+        self._checkpoints = Journal(store, "checkpoints.jsonl", last_step=resumed_at)
+
+    def step(self, report: StepReport) -> None:
+        """See Observer."""
+        self._append(self._steps, asdict(report))
+
+    def checkpoint(self, saved: SavedCheckpoint) -> None:
+        """See Observer; brings the lines up to the checkpoint to the disk, since a resume will not write them again."""
+        self._append(self._checkpoints, {"step": saved.step, "seconds": saved.seconds, "bytes": saved.bytes})
+        for journal in self._journals:
+            journal.sync()
+
+    def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+        """See Observer."""
+        self._append(self._evaluations, {"step": step, **figures})
+
+    def close(self) -> None:
+        """See Observer."""
+        for journal in self._journals:
+            journal.close()
+
+    @property
+    def _journals(self) -> tuple[Journal, ...]:
+        return self._steps, self._evaluations, self._checkpoints
+
+    def _append(self, journal: Journal, entry: Mapping[str, Any]) -> None:
+        journal.append({**entry, "time_s": self._clock()})
