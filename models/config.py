@@ -24,6 +24,19 @@ class TransformerShape(NamedTuple):
     hidden: int
 
 
+class Grid(NamedTuple):
+    """Tokens of a clip along time, cameras, height and width; they lie in this order."""
+
+    t: int
+    v: int
+    h: int
+    w: int
+
+    @property
+    def tokens(self) -> int:
+        return self.t * self.v * self.h * self.w
+
+
 ENCODER_SHAPES = {
     "tiny": TransformerShape(192, 12, 3, 768),
     "small": TransformerShape(384, 12, 6, 1536),

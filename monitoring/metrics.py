@@ -29,9 +29,11 @@ class Metric:
 _STEP_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 20.0, 30.0, 60.0, 120.0)
 """Dense where steps of a real run lie, since a quantile is interpolated inside one bucket."""
 
+_RUN_LABELS = ("run", "engine", "world_size", "precision")
+
 METRICS: tuple[Metric, ...] = (
     # what the process is
-    Metric("odonata_run_info", "info", "The run that this process is part of; always 1.", labels=("run", "engine", "world_size", "precision")),
+    Metric("odonata_run_info", "info", "The run that this process is part of; always 1.", labels=_RUN_LABELS),
     # is it learning
     Metric("odonata_step", "gauge", "Steps that are finished, over all starts of the run."),
     Metric("odonata_steps", "gauge", "Steps that the run is to take."),
@@ -41,18 +43,18 @@ METRICS: tuple[Metric, ...] = (
     Metric("odonata_learning_rate", "gauge", "Learning rate of the last step, before layer decay."),
     Metric("odonata_skipped_steps_total", "counter", "Steps whose loss or gradient was not finite, so that no weight moved."),
     # is it fast
-    Metric("odonata_step_seconds", "histogram", "Wall time of a step on this rank, with its wait for data.", "seconds", buckets=_STEP_SECONDS),
+    Metric("odonata_step_seconds", "histogram", "Wall time of a step on this rank, data wait included.", "seconds", buckets=_STEP_SECONDS),
     Metric("odonata_data_wait_seconds_total", "counter", "Part of the step time that was spent waiting for data.", "seconds"),
     Metric("odonata_clips_total", "counter", "Clips trained on, over all ranks; every rank reports the same number."),
     Metric("odonata_tokens_total", "counter", "Tokens trained on, over all ranks; every rank reports the same number."),
     Metric("odonata_clips_per_second", "gauge", "Clips in the last step over its wall time, over all ranks."),
     Metric("odonata_tokens_per_second", "gauge", "Tokens in the last step over its wall time, over all ranks."),
     # is it well
-    Metric("odonata_last_step_timestamp_seconds", "gauge", "When the last step was finished, in seconds since 1970.", "seconds"),
-    Metric("odonata_peak_memory_bytes", "gauge", "Most memory this rank has held: CUDA allocations, or resident memory without a GPU.", "bytes"),
+    Metric("odonata_last_step_timestamp_seconds", "gauge", "When the last step was finished, since 1970.", "seconds"),
+    Metric("odonata_peak_memory_bytes", "gauge", "Most memory this rank has held: CUDA, or resident without a GPU.", "bytes"),
     Metric("odonata_replaced_clips_total", "counter", "Clips that could not be read and were replaced, over all ranks."),
     # is it safe
-    Metric("odonata_last_checkpoint_timestamp_seconds", "gauge", "When the last checkpoint was committed, in seconds since 1970.", "seconds"),
+    Metric("odonata_last_checkpoint_timestamp_seconds", "gauge", "When the last checkpoint was committed, since 1970.", "seconds"),
     Metric("odonata_last_checkpoint_step", "gauge", "Step of the last committed checkpoint."),
     Metric("odonata_checkpoint_seconds", "gauge", "How long the last checkpoint took.", "seconds"),
     Metric("odonata_checkpoint_bytes", "gauge", "Size of the last checkpoint over all ranks.", "bytes"),

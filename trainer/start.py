@@ -25,7 +25,7 @@ from trainer.data.build import build_source, prepare_index
 from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader, check_needs
 from trainer.data.order import Order, Share
 from trainer.data.source import Source
-from trainer.errors import CheckpointError, DataError
+from trainer.errors import CheckpointError, ConfigError
 from trainer.held_out import read_held_out
 from trainer.loop import Progress, Run, train
 from trainer.observe.build import build_observer
@@ -98,7 +98,10 @@ def open_sources(config: RunConfig, preparations: Mapping[str, Preparation]) -> 
 
 def build_trained_engine(config: RunConfig, launch: Launch) -> Engine:
     """The model with the weights that the run starts from, spread over the ranks."""
-    choose_backend(config.encoder.attention, launch.device)
+    try:
+        choose_backend(config.encoder.attention, launch.device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     torch.manual_seed(config.seed)
     model: PretrainingModel = build_model(config.encoder, config.objectives, config.token_grid)
     if config.warm_start:

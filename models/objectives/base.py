@@ -33,6 +33,8 @@ class Objective(nn.Module, ABC):
     """One pre-training task on a shared encoder."""
 
     name: str
+    tokens_per_sample: int
+    """Tokens of one sample that go through the encoder."""
 
     @abstractmethod
     def forward(self, encoder: VideoEncoder, batch: Batch) -> Losses:

@@ -38,7 +38,7 @@ from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.record import MANIFEST, Record, dump_record, parse_record
 from trainer.checkpoint.storage import Reader, Writer, load_planner, save_planner, why_damaged
 from trainer.config.training import CheckpointConfig
-from trainer.errors import CheckpointError, OdonataError
+from trainer.errors import CheckpointError, ConfigError, OdonataError
 from trainer.store import ObjectMissingError, Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ class CheckpointManager:
                 objects=writer.objects,
                 prefix=prefix,
             )
+            _check_all_in(self._store, record)
             self._store.put(prefix + MANIFEST, dump_record(record), exclusive=True)
             return record
 
@@ -263,13 +264,28 @@ def _read_record(store: Store, prefix: str) -> Record | str:
         record = parse_record(store.get(prefix + MANIFEST), prefix=prefix)
     except (CheckpointError, ObjectMissingError) as error:
         return str(error)
-    sizes = {info.key.removeprefix(prefix): info.bytes for info in store.list(prefix)}
+    return _what_lacks(store, record) or record
+
+
+def _what_lacks(store: Store, record: Record) -> str | None:
+    """The first object of `record` that is not there or has another size; none is read."""
+    sizes = {info.key.removeprefix(record.prefix): info.bytes for info in store.list(record.prefix)}
     for key, stored in sorted(record.objects.items()):
         if key not in sizes:
             return f"{key} is missing"
         if sizes[key] != stored.bytes:
             return f"{key} has {sizes[key]} bytes and was written with {stored.bytes}"
-    return record
+    return None
+
+
+def _check_all_in(store: Store, record: Record) -> None:
+    """Before the commit: what every rank says it wrote is there for the first rank too."""
+    lacking = _what_lacks(store, record)
+    if lacking:
+        raise ConfigError(
+            f"all ranks have written their part of {store.uri}/{record.prefix} and rank 0 finds that {lacking}; "
+            "run.uri must be one place for all nodes, not a folder on each"
+        )
 
 
 def _find_saves(store: Store) -> tuple[list[str], list[str]]:

@@ -130,6 +130,9 @@ class Reader(StorageReader):
         first = item.storage_offsets[0] if item.lengths else 0
         shape = (*item.lengths[:1], *chunk.lengths[1:])
         data = self._read_rows(name, chunk, first=first, length=math.prod(shape) * dtype.itemsize)
+        if target.is_cpu and target.is_contiguous() and target.shape == shape:
+            _bytes_of(target)[:] = data
+            return
         rows = torch.empty(shape, dtype=dtype)
         _bytes_of(rows)[:] = data
         for dim, (start, length) in enumerate(zip(item.storage_offsets[1:], item.lengths[1:], strict=True), start=1):

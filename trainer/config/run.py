@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from models.config import EncoderConfig, ObjectiveConfig, Section
+from models.config import EncoderConfig, Grid, ObjectiveConfig, Section
 from trainer.config.data import DataConfig
 from trainer.config.training import (
     CheckpointConfig,
@@ -39,11 +39,15 @@ class RunConfig(Section):
     warm_start: WarmStartConfig | None = None
 
     @property
-    def token_grid(self) -> tuple[int, int, int, int]:
-        """Tokens of one clip along (t, V, h, w); a pair's clip has one camera."""
+    def token_grid(self) -> Grid:
+        """Tokens of one clip; a pair's clip has one camera."""
         clip, encoder = self.data.clip, self.encoder
-        patches = (clip.height_px // encoder.patch_px, clip.width_px // encoder.patch_px)
-        return (clip.frames // encoder.tubelet_frames, 1, *patches)
+        return Grid(
+            t=clip.frames // encoder.tubelet_frames,
+            v=1,
+            h=clip.height_px // encoder.patch_px,
+            w=clip.width_px // encoder.patch_px,
+        )
 
     @model_validator(mode="after")
     def patches_tile_the_crop(self) -> "RunConfig":

@@ -7,8 +7,11 @@ forked or spawned, never carry it.
 
 import contextlib
 import fcntl
+import logging
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
@@ -22,6 +25,8 @@ from trainer.data.pair_source import PairSource
 from trainer.data.pairs import mine_pairs, pairs_path
 from trainer.data.source import Source
 from trainer.errors import DataError
+
+log = logging.getLogger(__name__)
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -50,7 +55,7 @@ def build_source(config: DataConfig, split: Split, *, augment: bool) -> Source |
 
 def _open_pairs(config: NuscenesData, split: Split) -> tuple[Index, Columns]:
     path = index_path(config)
-    _make_once(path, lambda: _in_own_process(build_index, config))
+    _make_once(path, lambda: _build_in_own_process(config, path))
     index = open_index(path)
     scenes = find_scenes(index, config, split)
     _check_cameras(index, config)
@@ -106,6 +111,17 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _in_own_process(work: Callable[[NuscenesData], Path], config: NuscenesData) -> Path:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(work, config).result()
+def _build_in_own_process(config: NuscenesData, path: Path) -> None:
+    began = time.monotonic()
+    log.info("reading the nuScenes tables of %s, once: the index will stand at %s", config.root, path)
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(build_index, config).result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"the tables of {config.root} were to be read by a process of its own and it was killed, most likely for memory; "
+            "the full nuScenes takes 8 GB once: give this node that much, or bring the index in data.index_folder"
+        ) from error
+    index = open_index(path)
+    images = len(index.columns["image_scene"])
+    log.info("indexed %d images of %d scenes in %.1f s", images, len(index.scenes), time.monotonic() - began)

@@ -56,4 +56,4 @@ def name_clip(index: Index, rows: Int[np.ndarray, "T V"]) -> str:
     first = rows[0]
     scene = index.scenes[index.columns["image_scene"][first[0]]]
     cameras = "+".join(index.cameras[camera] for camera in index.columns["image_camera"][first])
-    return f"{scene} {index.timestamp_us(first[0])} {cameras}"
+    return f"{scene} {index.timestamp_us(first)[0]} {cameras}"

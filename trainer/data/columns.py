@@ -67,7 +67,7 @@ def is_whole(folder: Path) -> bool:
             array = columns[name]
             if array.dtype.str != layout["dtype"] or list(array.shape) != layout["shape"]:
                 return False
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return False
     return True
 

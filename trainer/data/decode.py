@@ -80,7 +80,8 @@ def _resize(image: Image.Image, window: Window) -> Image.Image:
     left, top, right, bottom = (side / scale for side in window.box)
     box = (left, top, min(right, image.width), min(bottom, image.height))  # else a rounding error is an error of Pillow
     size = (window.width_px, window.height_px)
-    return image.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    coloured = image if image.mode == "RGB" else image.convert("RGB")  # which copies where there is nothing to convert
+    return coloured.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
 def _round_up(side: float) -> int:

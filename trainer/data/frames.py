@@ -2,7 +2,7 @@
 
 The frames of a scene are the images of its reference camera, the first one configured; another camera takes part with
 its image nearest in time, if that is within half a period of the reference. A clip is T frames `spacing_s` apart by
-nearest timestamps, each within half a spacing of its due time, all in one scene.
+nearest timestamps, each nearer than half a spacing of its due time, all in one scene.
 
 Letters beside those of `models`: F frames.
 """
@@ -48,7 +48,7 @@ def find_clips(timestamp_us: Int64[np.ndarray, " F"], frames: int, spacing_s: fl
     """For every frame the T frames of the clip that it begins, or NO_ROW in all of them where the clip does not fit."""
     spacing_us = spacing_s * 1e6
     due_us = timestamp_us[:, None] + np.round(np.arange(frames) * spacing_us).astype(np.int64)
-    clips = nearest_within(timestamp_us, due_us, spacing_us / 2)
+    clips = nearest_within(timestamp_us, due_us, spacing_us / 2 - 1)  # at just half, two would share a frame
     clips[(clips == NO_ROW).any(-1)] = NO_ROW
     return clips
 

@@ -18,12 +18,13 @@ from trainer.errors import DataError
 
 @dataclass(frozen=True)
 class ImagePairSource:
-    """Image pairs by number; `lines` holds the list's paths and `numbers` where in the file they stand."""
+    """Image pairs by number."""
 
     config: ImagePairsData
     paths: np.ndarray
     """(pairs, 2) bytes: one block of memory that forked workers share."""
     numbers: np.ndarray
+    """Line of each pair in its list, from 1."""
     augment: AugmentConfig | None
 
     offers = frozenset({"target_images", "reference_images", "scene"})
@@ -76,15 +77,18 @@ def read_image_pairs(config: ImagePairsData, list_name: str, augment: AugmentCon
             f"the list of image pairs {path} was to be read and cannot be: {error}; "
             "write it with two paths a line, or set data.root, data.train_list and data.val_list"
         ) from error
-    columns = [(number, line.split()) for number, line in enumerate(lines, start=1)]
-    kept = [(number, words) for number, words in columns if words and not words[0].startswith("#")]
-    for number, words in kept:
-        if len(words) != 2:  # noqa: PLR2004: a pair
-            raise DataError(
-                f"{path} line {number} was to name two images and has {len(words)} columns: {' '.join(words)!r}; "
-                "write two paths without spaces, relative to the folder, with a space between them"
-            )
+    kept = [(number, line) for number, line in enumerate(lines, start=1) if line.strip() and line.lstrip()[0] != "#"]
     if not kept:
         raise DataError(f"{path} was to list image pairs and has none in its {len(lines)} lines; write two paths a line")
-    paths = np.array([[word.encode() for word in words] for _, words in kept], dtype=np.bytes_)
+    paths = np.array([_split_line(path, number, line) for number, line in kept], dtype=np.bytes_)
     return ImagePairSource(config, paths, np.array([number for number, _ in kept]), augment)
+
+
+def _split_line(path: Path, number: int, line: str) -> tuple[bytes, bytes]:
+    words = line.encode().split()
+    if len(words) != 2:  # noqa: PLR2004: a pair
+        raise DataError(
+            f"{path} line {number} was to name two images and has {len(words)} columns: {line.strip()!r}; "
+            "write two paths without spaces, relative to the folder, with a space between them"
+        )
+    return words[0], words[1]

@@ -94,6 +94,14 @@ class Index:
     def world_from_cam(self, rows: Int[np.ndarray, "*rows"]) -> Float64[np.ndarray, "*rows 4 4"]:
         return self.world_from_ego(rows) @ self.ego_from_cam(rows)
 
+    def cam_from_world(self, rows: Int[np.ndarray, "*rows"]) -> Float64[np.ndarray, "*rows 4 4"]:
+        world_from_cam = self.world_from_cam(rows)
+        inverse = np.zeros_like(world_from_cam)  # a rotation's is its transpose, several times faster than a general one
+        inverse[..., :3, :3] = world_from_cam[..., :3, :3].swapaxes(-1, -2)
+        inverse[..., :3, 3] = -(inverse[..., :3, :3] @ world_from_cam[..., :3, 3, None])[..., 0]
+        inverse[..., 3, 3] = 1
+        return inverse
+
     def images_of(self, scene: int, camera: str) -> slice:
         """Rows of one camera in one scene, ascending in time."""
         group = scene * len(self.cameras) + self.cameras.index(camera)

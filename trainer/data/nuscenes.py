@@ -10,17 +10,15 @@ the devkit; `train` and `val` of a mini version mean its mini_train and mini_val
 
 import hashlib
 import json
-import logging
 import os
 import tempfile
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -31,8 +29,6 @@ from trainer.errors import DataError
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
-
-log = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
 
@@ -93,17 +89,15 @@ def build_index(config: NuscenesData) -> Path:
     """Read the tables and write the index; returns where it stands. DataError where the tables are wrong."""
     path = index_path(config)
     version = find_version(config.root, config.version)
-    began = time.monotonic()
+    console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"reading the tables of {config.root / version}")
         devkit = open_devkit(config.root, version)
         progress.update(task, description=f"indexing {len(devkit.sample_data)} rows of {config.root / version}")
         arrays = read_arrays(devkit)
         header = {"root": str(config.root.resolve()), "version": version, "splits": read_splits(devkit)}
         write_columns(path, arrays, header)
-    images, scenes = len(arrays["image_file"]), len(arrays["scene_name"])
-    log.info("indexed %d images of %d scenes in %.1f s: %s", images, scenes, time.monotonic() - began, path)
     return path
 
 
@@ -275,7 +269,8 @@ def _field(records: Sequence[Record], name: str, table: str) -> list[Any]:
 def _numbers(records: Sequence[Record], name: str, table: str, shape: tuple[int, ...]) -> Float64[np.ndarray, "K *shape"]:
     values = _field(records, name, table)
     if not _has_shape(values, (len(records), *shape)):
-        _check_all([_has_shape(value, shape) for value in values], records, table, name, f"is no array of shape {shape}")
+        fits = np.array([_has_shape(value, shape) for value in values])
+        _check_all(fits, records, table, name, f"is no array of shape {shape}")
     numbers = np.array(values, dtype=np.float64).reshape(len(records), *shape)
     _check_all(np.isfinite(numbers).reshape(len(records), -1).all(-1), records, table, name, "is not finite")
     return numbers
@@ -288,8 +283,8 @@ def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
         return False
 
 
-def _check_all(good: Iterable[bool], records: Sequence[Record], table: str, name: str, fault: str) -> None:
-    bad = np.flatnonzero(~np.asarray(good, dtype=bool))
+def _check_all(good: Bool[np.ndarray, " K"], records: Sequence[Record], table: str, name: str, fault: str) -> None:
+    bad = np.flatnonzero(~good)
     if len(bad):
         record = records[bad[0]]
         raise DataError(

@@ -11,6 +11,7 @@ are the largest ones, centred unless those overlap too little: then the corners 
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -67,7 +68,7 @@ class PairSource:
         """As Source has it."""
         target_rows = self._rows(self.pairs["anchor"][index])
         reference_rows = self._rows(self._draw_candidate(index, rng))
-        view = _Views(self.index, int(target_rows[0, 0]), int(reference_rows[0, 0]))
+        view = _Views(self.index, np.concatenate([target_rows[0], reference_rows[0]]))
         windows = self._choose_windows(view, rng)
         try:
             target = read_clip(self.index, target_rows, _out_size_px(self.config.clip), windows=windows[:1])
@@ -108,31 +109,28 @@ class PairSource:
 
 @dataclass(frozen=True)
 class _Views:
-    """The first images of both clips."""
+    """The first images of the target and of the reference."""
 
     index: Index
-    target_row: int
-    reference_row: int
+    rows: Int[np.ndarray, "2"]
 
-    @property
+    @cached_property
     def sizes_px(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        target, reference = self.index.size_px(np.array([self.target_row, self.reference_row])).tolist()
+        target, reference = self.index.size_px(self.rows).tolist()
         return tuple(target), tuple(reference)
 
-    @property
+    @cached_property
     def reference_from_target(self) -> Float[np.ndarray, "4 4"]:
-        world_from_cam = self.index.world_from_cam(np.array([self.target_row, self.reference_row]))
-        return np.linalg.inv(world_from_cam[1]) @ world_from_cam[0]
+        return self.index.cam_from_world(self.rows)[1] @ self.index.world_from_cam(self.rows)[0]
 
     def overlap(self, windows: WindowPair) -> float:
         """Share of the target window's frustum that the reference window shows."""
         target, reference = windows
-        rows = np.array([self.target_row, self.reference_row])
-        pix_from_cam = self.index.pix_from_cam(rows)
+        pix_from_cam = self.index.pix_from_cam(self.rows)
         points = frustum_points(
             move_intrinsics(pix_from_cam[0], target),
             (target.width_px, target.height_px),
-            self.index.ego_from_cam(rows[0]),
+            self.index.ego_from_cam(self.rows)[0],
         )
         size_px = np.array([[reference.width_px, reference.height_px]])
         pix_from_reference = move_intrinsics(pix_from_cam[1], reference)[None]

@@ -22,6 +22,7 @@ Letters beside those of `models`: F frames, K candidates, S samples of a frustum
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import logging
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 from rich.console import Console
 from rich.progress import track
 
@@ -47,10 +48,10 @@ log = logging.getLogger(__name__)
 PAIR_FORMAT = 1
 """Raised whenever mining or its columns change, so that older pairs are mined again."""
 
-_FRUSTUM_SAMPLES = 256
+_FRUSTUM_SAMPLES = 512
 _NEAREST_M, _FARTHEST_M = 2.0, 40.0
 _IN_FRONT_M = 0.1
-_PAIRS_AT_ONCE = 1024
+_PAIRS_AT_ONCE = 512
 """Bounds memory, and keeps one chunk's products in the cache."""
 
 
@@ -92,15 +93,15 @@ def image_overlap(
     index: Index, target_rows: Int[np.ndarray, " K"], reference_rows: Int[np.ndarray, " K"]
 ) -> Float32[np.ndarray, " K"]:
     """Overlap of each target image with its reference image."""
-    reference_from_target = np.linalg.inv(index.world_from_cam(reference_rows)) @ index.world_from_cam(target_rows)
+    reference_from_target = index.cam_from_world(reference_rows) @ index.world_from_cam(target_rows)
     pix_from_reference, size_px = index.pix_from_cam(reference_rows), index.size_px(reference_rows)
     overlap = np.empty(len(target_rows), dtype=np.float32)
     mounts = index.mount(target_rows)
     for mount in np.unique(mounts):
         chosen = np.flatnonzero(mounts == mount)
-        row = target_rows[chosen[0]]
-        width, height = index.size_px(row).tolist()
-        points = frustum_points(index.pix_from_cam(row), (width, height), index.ego_from_cam(row))
+        first = target_rows[chosen[:1]]
+        ((width, height),) = index.size_px(first).tolist()
+        points = frustum_points(index.pix_from_cam(first)[0], (width, height), index.ego_from_cam(first)[0])
         overlap[chosen] = visible_share(points, reference_from_target[chosen], pix_from_reference[chosen], size_px[chosen])
     return overlap
 
@@ -118,8 +119,10 @@ def mine_pairs(index: Index, config: NuscenesData, scenes: Sequence[int], *, spl
     """Find the pairs of these scenes and write them; returns where. DataError when there are none."""
     began = time.monotonic()
     console = Console(stderr=True)
-    titled = track(scenes, f"mining pairs of split {split}", console=console, transient=True)
-    mined = [mine_scene(index, scene, config.cameras, config.clip, config.pairs) for scene in titled]
+    shown = track(
+        scenes, f"mining pairs of split {split}", console=console, transient=True, disable=not console.is_terminal
+    )
+    mined = [mine_scene(index, scene, config.cameras, config.clip, config.pairs) for scene in shown]
     if not any(len(scene.kept.candidate) for scene in mined):
         raise DataError(_explain_nothing(mined, config, split))
     path = pairs_path(index, config, scenes)
@@ -133,9 +136,9 @@ def mine_pairs(index: Index, config: NuscenesData, scenes: Sequence[int], *, spl
 class Candidates:
     """Second views in one scene; frames and codes count from the scene's first frame."""
 
-    anchor: Int64[np.ndarray, " K"]
+    anchor: Int32[np.ndarray, " K"]
     """frame * V + camera of the target."""
-    candidate: Int64[np.ndarray, " K"]
+    candidate: Int32[np.ndarray, " K"]
     """frame * V + camera of the reference."""
     overlap: Float32[np.ndarray, " K"]
     baseline_m: Float32[np.ndarray, " K"]
@@ -200,8 +203,8 @@ def _mine_across(
     kept = starts[is_kept]
     centres = index.world_from_cam(rows[kept])[..., :3, 3]
     return Candidates(
-        anchor=kept * V + cameras[0],
-        candidate=kept * V + cameras[1],
+        anchor=(kept * V + cameras[0]).astype(np.int32),
+        candidate=(kept * V + cameras[1]).astype(np.int32),
         overlap=share[is_kept],
         baseline_m=np.linalg.norm(centres[:, 0] - centres[:, 1], axis=-1).astype(np.float32),
         gap_s=np.zeros(len(kept), dtype=np.float32),
@@ -273,8 +276,8 @@ def _mine_in_time(
     )
     target, reference = target[is_kept], reference[is_kept]
     return Candidates(
-        anchor=target * V + history.camera,
-        candidate=reference * V + history.camera,
+        anchor=(target * V + history.camera).astype(np.int32),
+        candidate=(reference * V + history.camera).astype(np.int32),
         overlap=share[is_kept],
         baseline_m=history.motion_m[target, reference - target + L],
         gap_s=gap_s[is_kept].astype(np.float32),
@@ -312,9 +315,10 @@ def _join(mined: Sequence[MinedScene], scenes: Sequence[int], V: int) -> dict[st
     """The columns of all scenes, frames counted through."""
     lengths = [len(scene.clips) for scene in mined]
     first_frame = np.cumsum([0, *lengths])
-    anchors = np.concatenate([scene.kept.anchor + first * V for scene, first in zip(mined, first_frame, strict=False)])
-    candidates = np.concatenate([scene.kept.candidate + first * V for scene, first in zip(mined, first_frame, strict=False)])
-    clips = [np.where(scene.clips == NO_ROW, NO_ROW, scene.clips + first) for scene, first in zip(mined, first_frame, strict=False)]
+    shifted = list(zip(mined, first_frame, strict=False))  # the last offset is the end
+    anchors = np.concatenate([scene.kept.anchor + first * V for scene, first in shifted])
+    candidates = np.concatenate([scene.kept.candidate + first * V for scene, first in shifted])
+    clips = [np.where(scene.clips == NO_ROW, NO_ROW, scene.clips + first) for scene, first in shifted]
     is_in_time = np.concatenate([scene.kept.is_in_time for scene in mined])
     anchor, first_candidate, count = np.unique(anchors, return_index=True, return_counts=True)
     across = np.add.reduceat(~is_in_time, first_candidate, dtype=np.int64)
@@ -331,18 +335,20 @@ def _join(mined: Sequence[MinedScene], scenes: Sequence[int], V: int) -> dict[st
 
 
 def _figures(mined: Sequence[MinedScene], arrays: dict[str, np.ndarray]) -> dict[str, float | int]:
-    kept = _concatenate([scene.kept for scene in mined])
+    is_in_time = np.concatenate([scene.kept.is_in_time for scene in mined])
+    baseline_m = np.concatenate([scene.kept.baseline_m for scene in mined])
+    gap_s = np.concatenate([scene.kept.gap_s[scene.kept.is_in_time] for scene in mined])
     whole = sum(scene.whole_anchors for scene in mined)
-    quantiles = np.quantile(kept.overlap, (0.05, 0.5, 0.95))
+    quantiles = np.quantile(arrays["overlap"].astype(np.float32), (0.05, 0.5, 0.95))
     return {
         "scenes": len(mined),
         "clips": whole,
         "clips_without_pair": whole - len(arrays["anchor"]),
-        "pairs_across_cameras": int((~kept.is_in_time).sum()),
-        "pairs_in_time": int(kept.is_in_time.sum()),
+        "pairs_across_cameras": int((~is_in_time).sum()),
+        "pairs_in_time": int(is_in_time.sum()),
         **{f"overlap_p{percent}": round(float(value), 4) for percent, value in zip((5, 50, 95), quantiles, strict=True)},
-        "mean_baseline_m": round(float(kept.baseline_m.mean()), 4),
-        "mean_gap_s": round(float(kept.gap_s[kept.is_in_time].mean()), 4) if kept.is_in_time.any() else 0.0,
+        "mean_baseline_m": round(float(baseline_m.mean()), 4),
+        "mean_gap_s": round(float(gap_s.mean()), 4) if len(gap_s) else 0.0,
     }
 
 
@@ -369,6 +375,7 @@ def _explain_nothing(mined: Sequence[MinedScene], config: NuscenesData, split: s
     )
 
 
+@functools.cache
 def _lattice(samples: int) -> Float[np.ndarray, "S 3"]:
     """Points spread evenly over the unit cube: multiples of powers of 1 / g, g^4 = g + 1 (Roberts 2018)."""
     g = 1.2207440846057596

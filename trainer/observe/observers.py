@@ -40,7 +40,8 @@ class Observers:
     def close(self) -> None:
         """See Observer; monitors are closed even if the record cannot be."""
         try:
-            self._tell(lambda observer: observer.close())
+            if self._record:
+                self._record.close()
         finally:
             self._tell_monitors(lambda observer: observer.close())
 

@@ -10,10 +10,10 @@ Left to whom: `logs` owns the console, `metrics` the same numbers for machines.
 import logging
 from collections import deque
 from collections.abc import Mapping
-from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from trainer.observe.report import Observer, SavedCheckpoint, SilentObserver, StepReport
 
@@ -46,10 +46,10 @@ class Pace:
         return sum(report.data_seconds for report in self._reports) / self._seconds if self._seconds else 0.0
 
     @property
-    def time_left(self) -> timedelta:
-        """Until the last step; to the second."""
+    def seconds_left(self) -> float:
+        """Until the last step is finished."""
         last = self._reports[-1]
-        return timedelta(seconds=round((last.steps - last.step) * self._seconds / len(self._reports)))
+        return (last.steps - last.step) * self._seconds / len(self._reports)
 
 
 class ProgressBar(SilentObserver):
@@ -57,30 +57,24 @@ class ProgressBar(SilentObserver):
 
     def __init__(self, console: Console) -> None:
         self._pace = Pace()
-        self._bar = Progress(
-            TextColumn("[bold]step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[figures]}"),
-            console=console,
-            refresh_per_second=4,
-            expand=True,
-        )
-        self._task: TaskID | None = None
+        self._console = console
+        self._bar: Progress | None = None
 
     def step(self, report: StepReport) -> None:
         """See Observer."""
         self._pace.add(report)
         figures = f"{_learning(report)}  {_pace(self._pace)}"
-        if self._task is None:
-            self._task = self._bar.add_task("steps", total=report.steps, completed=report.step, figures=figures)
+        if self._bar is None:
+            self._bar = _build_bar(self._console, width=len(f"{report.steps}/{report.steps}"))
+            self._bar.add_task("steps", total=report.steps, completed=report.step, figures=figures)
             self._bar.start()
         else:
-            self._bar.update(self._task, completed=report.step, figures=figures)
+            self._bar.update(self._bar.task_ids[0], completed=report.step, figures=figures)
 
     def close(self) -> None:
         """See Observer; leaves the bar as it was last."""
-        self._bar.stop()
+        if self._bar:
+            self._bar.stop()
 
 
 class ProgressLines(SilentObserver):
@@ -95,7 +89,7 @@ class ProgressLines(SilentObserver):
         """See Observer."""
         self._pace.add(report)
         if self._first or report.step == report.steps or report.step % self._every_steps == 0:
-            log.info("step %d/%d  %s  %s", report.step, report.steps, _learning(report), _pace(self._pace))
+            log.info("step %d/%d  %s  grad %.3g  %s", report.step, report.steps, _learning(report), report.grad_norm, _pace(self._pace))
         self._first = False
 
 
@@ -116,10 +110,27 @@ def build_progress(console: Console, *, every_steps: int) -> Observer:
     return ProgressBar(console) if console.is_terminal else ProgressLines(every_steps)
 
 
+def _build_bar(console: Console, *, width: int) -> Progress:
+    """A bar whose step numbers, `width` wide, stay whole on a narrow terminal."""
+    return Progress(
+        MofNCompleteColumn(table_column=Column(min_width=width, no_wrap=True)),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+        refresh_per_second=4,
+        expand=True,
+    )
+
+
 def _learning(report: StepReport) -> str:
-    figures = f"loss {report.loss:.4f}  grad {report.grad_norm:.3g}  lr {report.learning_rate:.2e}"
+    figures = f"loss {report.loss:.4f}  lr {report.learning_rate:.1e}"
     return f"{figures}  skipped {report.skipped_steps}" if report.skipped_steps else figures
 
 
 def _pace(pace: Pace) -> str:
-    return f"{pace.clips_per_second:.3g} clips/s  data {pace.data_share:.0%}  left {pace.time_left}"
+    return f"{pace.clips_per_second:.3g} clips/s  data {pace.data_share:.0%}  left {_clock(pace.seconds_left)}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -42,12 +42,14 @@ class Engine:
         *,
         launch: Launch,
         clip_grad_norm: float | None,
+        tokens_per_sample: int,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
         self.average = average
         self.launch = launch
         self.clip_grad_norm = clip_grad_norm
+        self.tokens_per_sample = tokens_per_sample
 
     def train_micro_step(self, batch: Batch, *, share: float, last: bool) -> Losses:
         """Add the gradient of `share` times the loss of `batch`; gradients are exchanged on the last one of a step."""
@@ -133,4 +135,11 @@ def build_engine(model: PretrainingModel, launch: Launch, parallel: ParallelConf
         module = DistributedDataParallel(model, device_ids=[launch.device] if launch.device.type == "cuda" else None)
     optimizer = build_optimizer(module, optim, depth=depth)
     average = MovingAverage(module, optim.ema_decay) if optim.ema_decay else None
-    return Engine(module, optimizer, average, launch=launch, clip_grad_norm=optim.clip_grad_norm)
+    return Engine(
+        module,
+        optimizer,
+        average,
+        launch=launch,
+        clip_grad_norm=optim.clip_grad_norm,
+        tokens_per_sample=model.tokens_per_sample,
+    )

@@ -1,0 +1,116 @@
+"""One attention over packed sequences, and the kernels that can run it.
+
+Tokens of many sequences lie one after the other, and `Segments` says where each begins: token i of segment s attends to the
+keys of segment s and to nothing else. No padding, no masks, so views of unequal length cost what they hold.
+
+    xformers    memory_efficient_attention with BlockDiagonalMask: one kernel over the whole pack, CUDA only
+    sdpa        torch's scaled_dot_product_attention, everywhere: neighbouring segments of equal lengths go as one batch
+
+Lengths are Python integers, known without asking the device; a pack of equal shapes is built once and reused.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Backend = Literal["xformers", "sdpa"]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Lengths of the packed sequences: of the queries, and of the keys that each of them sees."""
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.queries) == len(self.keys), "every query segment has a key segment"
+
+    @classmethod
+    def within(cls, lengths: Sequence[int]) -> "Segments":
+        """Self-attention: each sequence sees itself."""
+        return cls(tuple(lengths), tuple(lengths))
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Neighbouring segments of equal lengths together: (how many, query length, key length)."""
+        pairs = zip(self.queries, self.keys, strict=True)
+        return [(len(list(run)), *lengths) for lengths, run in groupby(pairs)]
+
+
+def attend(
+    q: Float[Tensor, "Nq A D"],
+    k: Float[Tensor, "Nk A D"],
+    v: Float[Tensor, "Nk A D"],
+    segments: Segments,
+    backend: Backend,
+) -> Float[Tensor, "Nq A D"]:
+    """softmax(q k^T / sqrt(D)) v inside each segment (Vaswani et al. 2017)."""
+    return _BACKENDS[backend](q, k, v, segments)
+
+
+def choose_backend(asked: Literal["auto", "xformers", "sdpa"], device: torch.device) -> Backend:
+    """The backend for `asked` on `device`; ValueError where xFormers is asked for and cannot run."""
+    if asked == "sdpa" or (asked == "auto" and device.type != "cuda"):
+        return "sdpa"
+    problem = _why_no_xformers(device)
+    if problem is None:
+        return "xformers"
+    if asked == "auto":
+        return "sdpa"
+    raise ValueError(f"encoder.attention asks for xformers, {problem}; set it to auto or sdpa")
+
+
+@lru_cache(maxsize=64)
+def block_diagonal_mask(segments: Segments, device: torch.device) -> Any:
+    """xFormers' description of `segments`, its bounds on `device`."""
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+    return BlockDiagonalMask.from_seqlens(segments.queries, segments.keys, device=device)
+
+
+def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    bias = block_diagonal_mask(segments, q.device)
+    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)[0]
+
+
+def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    outputs, query_start, key_start = [], 0, 0
+    for count, queries, keys in segments.runs():
+        query_end, key_end = query_start + count * queries, key_start + count * keys
+        outputs.append(
+            _attend_equal(q[query_start:query_end], k[key_start:key_end], v[key_start:key_end], count=count)
+        )
+        query_start, key_start = query_end, key_end
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_equal(q: Tensor, k: Tensor, v: Tensor, *, count: int) -> Tensor:
+    """`count` sequences of equal lengths as one batch."""
+    batched = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))  # (count, A, n, D)
+    return F.scaled_dot_product_attention(*batched).transpose(1, 2).flatten(0, 1)
+
+
+def _why_no_xformers(device: torch.device) -> str | None:
+    """What keeps xFormers from running on `device`; none when it can."""
+    if device.type != "cuda":
+        return f"which runs on CUDA only, and this is {device.type}"
+    try:
+        import xformers.ops  # noqa: F401
+    except ImportError as error:
+        return f"which cannot be imported: {error}"
+    return None
+
+
+_BACKENDS: dict[Backend, Callable[[Tensor, Tensor, Tensor, Segments], Tensor]] = {
+    "xformers": _attend_xformers,
+    "sdpa": _attend_sdpa,
+}

@@ -1,0 +1,152 @@
+"""The video ViT: (B T V 3 H W) -> tokens.
+
+A token is a tubelet: `tubelet_frames` frames of one camera by patch_px x patch_px pixels, embedded by one linear map. Only
+tokens that stay visible are embedded, and all groups of clips (CroCo's masked target and its whole reference) go through
+each block in one packed call, so FSDP2 gathers every block once a step and no kernel waits for a small one.
+
+A clip is one attention segment: space and time attend jointly (Arnab et al. 2021, model 1). Where the bounds of the segments
+lie is decided in `_pack` alone. A single frame is embedded by the kernel summed over time, as if it stood still.
+
+With one frame, one camera and tubelet_frames 1 this is CroCo's encoder, and official weights load (`official_croco.py`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.attention import Segments, choose_backend
+from models.config import EncoderConfig, Grid, TransformerShape
+from models.layers import NORM_EPS, Block, Pack, branch_scales
+from models.positions import Rotation, rotary_table, sincos_table, take_tokens
+
+Positions = Literal["sincos", "rope"]
+
+
+@dataclass(frozen=True)
+class ClipGroup:
+    """B clips of one shape that are encoded with others in one pack."""
+
+    images: Float[Tensor, "B T V 3 H W"]
+    """Normalised as ImageNet's are."""
+    visible: Int[Tensor, "B N"] | None = None
+    """Ascending indices of the tokens to encode; none encodes all."""
+    drop_path: Float[Tensor, "B L 2"] | None = None
+    """Uniform numbers in [0, 1) for each block's two branches; none drops nothing."""
+
+
+class TubeletEmbed(nn.Module):
+    """One linear map from the pixels of a tubelet to a token."""
+
+    def __init__(self, width: int, patch_px: int, tubelet_frames: int) -> None:
+        super().__init__()
+        self.patch_px = patch_px
+        self.tubelet_frames = tubelet_frames
+        self.weight = nn.Parameter(torch.empty(width, 3, tubelet_frames, patch_px, patch_px))
+        self.bias = nn.Parameter(torch.empty(width))
+        nn.init.xavier_uniform_(self.weight.view(width, -1))
+        bound = self.weight[0].numel() ** -0.5  # what a convolution of torch starts with; CroCo leaves it so
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def grid(self, images: Float[Tensor, "B T V 3 H W"]) -> Grid:
+        """Tokens of clips of this shape."""
+        _, T, V, _, H, W = images.shape
+        assert H % self.patch_px == 0 and W % self.patch_px == 0, f"{self.patch_px} px patches do not tile {H} x {W}"
+        assert T == 1 or T % self.tubelet_frames == 0, f"tubelets of {self.tubelet_frames} do not tile {T} frames"
+        return Grid(max(1, T // self.tubelet_frames), V, H // self.patch_px, W // self.patch_px)
+
+    def forward(
+        self, images: Float[Tensor, "B T V 3 H W"], visible: Int[Tensor, "B n"] | None
+    ) -> Float[Tensor, "B n C"]:
+        p, still = self.patch_px, images.shape[1] == 1
+        k = 1 if still else self.tubelet_frames
+        pixels = rearrange(images, "B (t k) V c (h p) (w q) -> B (t V h w) (c k p q)", k=k, p=p, q=p)
+        if visible is not None:
+            pixels = pixels.gather(1, visible[..., None].expand(-1, -1, pixels.shape[-1]))
+        weight = self.weight.sum(dim=2, keepdim=True) if still else self.weight
+        return nn.functional.linear(pixels, weight.flatten(1), self.bias)
+
+
+class VideoEncoder(nn.Module):
+    """Blocks over the packed tokens of any number of groups of clips."""
+
+    def __init__(
+        self,
+        shape: TransformerShape,
+        *,
+        patch_px: int,
+        tubelet_frames: int,
+        positions: Positions,
+        has_time: bool,
+        drop_path: float = 0.0,
+        attention: Literal["auto", "xformers", "sdpa"] = "auto",
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.positions = positions
+        self.has_time = has_time
+        self.attention = attention
+        self.drop_rates = [drop_path * place / max(1, shape.depth - 1) for place in range(shape.depth)]
+        self.embed = TubeletEmbed(shape.width, patch_px, tubelet_frames)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(shape.width, eps=NORM_EPS)
+
+    def forward(self, groups: Sequence[ClipGroup]) -> list[Float[Tensor, "B n C"]]:
+        """Tokens of each group, normalised, in the order of its visible indices."""
+        embedded = [self._embed(group) for group in groups]  # (B, n, C) each
+        sizes = [tokens.shape[:2] for tokens in embedded]
+        x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])  # (N, C)
+        pack = self._pack(groups, embedded)
+        for place, block in enumerate(self.blocks):
+            x = block(x, pack, self._branch_scale(groups, embedded, place))
+        parts = self.norm(x).split([batch * tokens for batch, tokens in sizes])
+        return [part.unflatten(0, size) for part, size in zip(parts, sizes, strict=True)]
+
+    def _embed(self, group: ClipGroup) -> Float[Tensor, "B n C"]:
+        tokens = self.embed(group.images, group.visible).float()  # the residual stream is float32 under autocast
+        if self.positions == "sincos":
+            table = sincos_table(self.embed.grid(group.images), self.shape.width, tokens.device)
+            tokens = tokens + take_tokens(table, group.visible, len(tokens))
+        return tokens
+
+    def _pack(self, groups: Sequence[ClipGroup], embedded: Sequence[Tensor]) -> Pack:
+        lengths = [tokens.shape[1] for tokens in embedded for _ in range(tokens.shape[0])]
+        backend = choose_backend(self.attention, embedded[0].device)
+        if self.positions == "sincos":
+            return Pack(Segments.within(lengths), backend)
+        rotation = Rotation.join([self._rotation(group) for group in groups])
+        return Pack(Segments.within(lengths), backend, rotation)
+
+    def _rotation(self, group: ClipGroup) -> Rotation:
+        grid, head_width = self.embed.grid(group.images), self.shape.width // self.shape.heads
+        table = rotary_table(grid, head_width, group.images.device, has_time=self.has_time)
+        return table.of(group.visible, len(group.images))
+
+    def _branch_scale(
+        self, groups: Sequence[ClipGroup], embedded: Sequence[Tensor], place: int
+    ) -> Float[Tensor, "2 N 1"] | None:
+        rate = self.drop_rates[place]
+        if not self.training or rate == 0:
+            return None
+        scales = []
+        for group, tokens in zip(groups, embedded, strict=True):
+            assert group.drop_path is not None, "an encoder with drop-path needs numbers for every group"
+            scales.append(branch_scales(group.drop_path[:, place], rate, tokens.shape[1]))
+        return torch.cat(scales, dim=1)
+
+
+def build_encoder(config: EncoderConfig, grid: Grid) -> VideoEncoder:
+    """The encoder of a run whose clips have `grid`; positions know time as soon as there is some."""
+    return VideoEncoder(
+        config.shape,
+        patch_px=config.patch_px,
+        tubelet_frames=config.tubelet_frames,
+        positions=config.positions,
+        has_time=config.tubelet_frames > 1 or grid.t > 1,
+        drop_path=config.drop_path,
+        attention=config.attention,
+    )

@@ -1,0 +1,208 @@
+"""CroCo: complete a masked clip from a second view of the same scene (Weinzaepfel et al. 2022, 2023).
+
+    loss = mean over masked tokens of mean over their pixels of (prediction - target)^2
+
+The target of a token is its pixels as the encoder's input has them (ImageNet-normalised and augmented), less their mean and
+divided by their deviation: sqrt(unbiased variance + 1e-6), over all three channels, and over the frames of a tubelet, together.
+
+Beyond the paper: target and reference are clips, another camera's or another moment's of the same drive; with one frame
+each this is the paper's form, equation by equation. The loss is float32 under autocast.
+
+Which second view goes with a target is chosen in `trainer.data.pairs`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from models.batch import Batch, Losses
+from models.config import DECODER_SHAPES, CrocoConfig, EncoderConfig, Grid
+from models.decoders import CrossViewDecoder
+from models.encoder import ClipGroup, VideoEncoder
+from models.masking import count_visible, draw_visible
+from models.objectives.base import Objective
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_VARIANCE_EPS = 1e-6
+_MASK_GREY = 0.5
+
+
+@dataclass(frozen=True)
+class CrocoPreparation:
+    """Draws the mask of a pair, and the numbers of drop-path where the encoder has it."""
+
+    config: CrocoConfig
+    grid: Grid
+    drop_path_blocks: int
+    """Blocks that need numbers; 0 without drop-path."""
+    needs: frozenset[str] = field(default=frozenset({"target_images", "reference_images", "scene"}))
+
+    def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """As Preparation has it: `visible` (n), and `drop_path` (2, L, 2) for target and reference."""
+        del sample
+        prepared: dict[str, np.ndarray] = {"visible": draw_visible(rng, self.grid, self.config.mask)}
+        if self.drop_path_blocks:
+            prepared["drop_path"] = rng.random((2, self.drop_path_blocks, 2), dtype=np.float32)
+        return prepared
+
+
+class CrocoObjective(Objective):
+    """The decoder of cross-view completion, and its loss on a shared encoder."""
+
+    name = "croco"
+
+    def __init__(self, config: CrocoConfig, decoder: CrossViewDecoder, grid: Grid) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = decoder
+        self.tokens_per_sample = count_visible(grid, config.mask) + grid.tokens
+
+    def forward(self, encoder: VideoEncoder, batch: Batch) -> Losses:
+        """As Objective has it."""
+        target = normalise(batch.shared["target_images"])
+        reference = normalise(batch.shared["reference_images"])
+        loss = self._complete(encoder, batch, target, reference).loss.mean()
+        return Losses(loss, {"loss": loss.detach()})
+
+    def evaluate(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
+        """The loss of each pair with its own reference, with that of another scene, and with a blank one.
+
+        The other scene is the next one in the batch that differs; a batch of one scene falls back on another sample.
+        """
+        target = normalise(batch.shared["target_images"])
+        reference = normalise(batch.shared["reference_images"])
+        references = {
+            "loss": reference,
+            "loss_wrong_reference": reference[_another_scene(batch.shared["scene"])],
+            "loss_blank_reference": torch.zeros_like(reference),
+        }
+        return {name: self._complete(encoder, batch, target, images).loss for name, images in references.items()}
+
+    def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
+        """Masked input, reconstruction, target and reference.
+
+        The reconstruction borrows mean and deviation of each hidden token from the truth, which a normalised prediction
+        does not carry, and shows visible tokens as they are.
+        """
+        images = batch.shared["target_images"]
+        target = normalise(images)
+        done = self._complete(encoder, batch, target, normalise(batch.shared["reference_images"]))
+        truth = patchify(target, encoder)
+        hidden = done.hidden[..., None].bool()
+        mean, deviation = _mean_and_deviation(truth)
+        predicted = done.prediction * deviation + mean if self.config.normalise_target else done.prediction
+        grid = encoder.embed.grid(target)
+        completed = unpatchify(torch.where(hidden, predicted, truth), encoder, grid)
+        masks = unpatchify(hidden.expand_as(truth).float(), encoder, grid)
+        shown = denormalise(target)
+        return {
+            "masked input": _first_camera(torch.where(masks.bool(), _MASK_GREY, shown)),
+            "reconstruction": _first_camera(denormalise(completed)),
+            "target": _first_camera(shown),
+            "reference": _first_camera(batch.shared["reference_images"].float() / 255),
+        }
+
+    def _complete(self, encoder: VideoEncoder, batch: Batch, target: Tensor, reference: Tensor) -> "Completion":
+        prepared = batch.prepared[self.name]
+        visible, numbers = prepared["visible"], prepared.get("drop_path")
+        groups = [
+            ClipGroup(target, visible, None if numbers is None else numbers[:, 0]),
+            ClipGroup(reference, None, None if numbers is None else numbers[:, 1]),
+        ]
+        target_tokens, reference_tokens = encoder(groups)
+        grid = encoder.embed.grid(target)
+        prediction = self.decoder(target_tokens, visible, reference_tokens, grid).float()
+        truth = patchify(target, encoder)
+        if self.config.normalise_target:
+            mean, deviation = _mean_and_deviation(truth)
+            truth = (truth - mean) / deviation
+        hidden = torch.ones(truth.shape[:2], device=truth.device).scatter(1, visible, 0.0)
+        error = (prediction - truth).square().mean(dim=-1)  # (B, N)
+        return Completion(prediction, hidden, (error * hidden).sum(dim=1) / hidden.sum(dim=1))
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the decoder made of a batch."""
+
+    prediction: Float[Tensor, "B N values"]
+    hidden: Float[Tensor, "B N"]
+    """1 where the encoder did not see the token."""
+    loss: Float[Tensor, " B"]
+
+
+def build_croco(config: CrocoConfig, encoder_config: EncoderConfig, encoder: VideoEncoder, grid: Grid) -> CrocoObjective:
+    """CroCo on `encoder`, positions and attention as the encoder has them."""
+    decoder = CrossViewDecoder(
+        DECODER_SHAPES[config.decoder],
+        encoder_width=encoder.shape.width,
+        values=encoder_config.tubelet_frames * encoder_config.patch_px**2 * 3,
+        positions=encoder.positions,
+        has_time=encoder.has_time,
+        attention=encoder.attention,
+    )
+    return CrocoObjective(config, decoder, grid)
+
+
+def normalise(images: UInt8[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T V 3 H W"]:
+    """Bytes to float32 with ImageNet's mean and deviation."""
+    mean, std = _imagenet(images.device)
+    return (images.float() / 255 - mean) / std
+
+
+def denormalise(images: Float[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T V 3 H W"]:
+    """Back to [0, 1]."""
+    mean, std = _imagenet(images.device)
+    return (images.float() * std + mean).clamp(0, 1)
+
+
+def patchify(images: Float[Tensor, "B T V 3 H W"], encoder: VideoEncoder) -> Float[Tensor, "B N values"]:
+    """Pixels of each token, ordered (frame, y, x, channel)."""
+    k, p = encoder.embed.tubelet_frames, encoder.embed.patch_px
+    return rearrange(images, "B (t k) V c (h p) (w q) -> B (t V h w) (k p q c)", k=k, p=p, q=p)
+
+
+def unpatchify(
+    tokens: Float[Tensor, "B N values"], encoder: VideoEncoder, grid: Grid
+) -> Float[Tensor, "B T V 3 H W"]:
+    """The inverse of `patchify`."""
+    k, p = encoder.embed.tubelet_frames, encoder.embed.patch_px
+    return rearrange(
+        tokens,
+        "B (t V h w) (k p q c) -> B (t k) V c (h p) (w q)",
+        t=grid.t,
+        V=grid.v,
+        h=grid.h,
+        w=grid.w,
+        k=k,
+        p=p,
+        q=p,
+    )
+
+
+def _mean_and_deviation(truth: Float[Tensor, "B N values"]) -> tuple[Tensor, Tensor]:
+    variance, mean = torch.var_mean(truth, dim=-1, keepdim=True)  # unbiased, as the paper's code has it
+    return mean, (variance + _VARIANCE_EPS).sqrt()
+
+
+def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
+
+
+def _another_scene(scene: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """For each sample the nearest later one, cyclically, of another scene; the next one where there is none."""
+    B = len(scene)
+    later = (torch.arange(B, device=scene.device)[:, None] + torch.arange(1, B + 1, device=scene.device)) % B
+    differs = scene[later] != scene[:, None]
+    return later.gather(1, differs.int().argmax(dim=1, keepdim=True))[:, 0]
+
+
+def _first_camera(images: Float[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T 3 H W"]:
+    return images[:, :, 0]

@@ -1,0 +1,172 @@
+"""The published CroCo weights, in and out: names of naver/croco's checkpoints against names of ours.
+
+Shapes are the same but for the patch embedding, a 2D convolution there and a tubelet kernel of one frame here. The two
+position buffers that cosine models carry are constants; they are checked, not stored.
+
+A file holds {'model': weights} (v1), or 'croco_kwargs' beside it (v2), or 'args' whose `model` is a constructor call as a
+string (one's own pre-training); the string is read with ast, never evaluated, and files are read with weights_only.
+"""
+
+import argparse
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.config import CrocoConfig, Grid, TransformerShape
+from models.decoders import CrossViewDecoder
+from models.encoder import VideoEncoder
+from models.objectives.croco import CrocoObjective
+from models.positions import sincos_table
+from models.pretraining import PretrainingModel
+
+_RENAMES = (
+    (r"patch_embed\.proj\.", "encoder.embed."),
+    (r"enc_blocks\.", "encoder.blocks."),
+    (r"enc_norm\.", "encoder.norm."),
+    (r"decoder_embed\.", "objectives.croco.decoder.embed."),
+    (r"mask_token$", "objectives.croco.decoder.mask_token"),
+    (r"dec_blocks\.", "objectives.croco.decoder.blocks."),
+    (r"dec_norm\.", "objectives.croco.decoder.norm."),
+    (r"prediction_head\.", "objectives.croco.decoder.head."),
+)
+_PATCH_KERNEL = "encoder.embed.weight"
+_TABLES = ("enc_pos_embed", "dec_pos_embed")
+
+_DEFAULTS: dict[str, Any] = {
+    "img_size": 224,
+    "patch_size": 16,
+    "enc_embed_dim": 768,
+    "enc_depth": 12,
+    "enc_num_heads": 12,
+    "dec_embed_dim": 512,
+    "dec_depth": 8,
+    "dec_num_heads": 16,
+    "mlp_ratio": 4,
+    "pos_embed": "cosine",
+}
+
+
+def build_official(kwargs: Mapping[str, Any]) -> PretrainingModel:
+    """Our model with the architecture that the official constructor's keyword arguments describe."""
+    settings = {**_DEFAULTS, **kwargs}
+    if settings["pos_embed"] not in ("cosine", "RoPE100"):
+        raise ValueError(f"pos_embed is {settings['pos_embed']}; cosine and RoPE100 are what CroCo published")
+    positions = "sincos" if settings["pos_embed"] == "cosine" else "rope"
+    patch = settings["patch_size"]
+    height, width = _pair(settings["img_size"])
+    grid = Grid(1, 1, height // patch, width // patch)
+    encoder = VideoEncoder(_shape(settings, "enc"), patch_px=patch, tubelet_frames=1, positions=positions, has_time=False)
+    decoder = CrossViewDecoder(
+        _shape(settings, "dec"),
+        encoder_width=encoder.shape.width,
+        values=3 * patch**2,
+        positions=positions,
+        has_time=False,
+    )
+    return PretrainingModel(encoder, [CrocoObjective(CrocoConfig(), decoder, grid)], {"croco": 1.0})
+
+
+def load_official(path: Path) -> PretrainingModel:
+    """The model in a published checkpoint, or in one that the official pre-training wrote."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or "model" not in content:
+        raise ValueError(f"{path} holds no 'model'; official CroCo checkpoints do")
+    model = build_official(_read_kwargs(content))
+    load_official_weights(model, content["model"])
+    return model
+
+
+def load_official_weights(model: PretrainingModel, weights: Mapping[str, Tensor]) -> None:
+    """Fill `model` with weights under official names; ValueError lists names and shapes that do not fit."""
+    ours = {name: _to_ours(name, tensor) for name, tensor in weights.items() if name not in _TABLES}
+    renamed = {rename_from_official(name): tensor for name, tensor in ours.items()}
+    live = model.state_dict()
+    wrong = [
+        f"{name} {tuple(renamed[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in live.items()
+        if name in renamed and renamed[name].shape != tensor.shape
+    ]
+    problems = [
+        *(f"missing {name}" for name in sorted(live.keys() - renamed.keys())[:5]),
+        *(f"unexpected {name}" for name in sorted(renamed.keys() - live.keys())[:5]),
+        *wrong[:5],
+    ]
+    if problems:
+        raise ValueError(f"these weights are not of this CroCo model: {'; '.join(problems)}")
+    model.load_state_dict(renamed)
+
+
+def export_official(model: PretrainingModel, grid: Grid) -> dict[str, Tensor]:
+    """The weights of `model` under official names, with the position tables where it is a cosine model."""
+    weights = {rename_to_official(name): tensor for name, tensor in model.state_dict().items()}
+    kernel = weights["patch_embed.proj.weight"]
+    if kernel.shape[2] != 1:
+        raise ValueError(f"a kernel over {kernel.shape[2]} frames has no place in CroCo; export a model with tubelet_frames 1")
+    weights["patch_embed.proj.weight"] = kernel[:, :, 0]
+    if model.encoder.positions == "sincos":
+        widths = (model.encoder.shape.width, _decoder_of(model).shape.width)
+        tables = (sincos_table(grid, width, kernel.device) for width in widths)
+        weights |= dict(zip(_TABLES, tables, strict=True))
+    return weights
+
+
+def rename_from_official(name: str) -> str:
+    """Our name for an official one; unknown names stay, and are refused as unexpected."""
+    for theirs, ours in _RENAMES:
+        if re.match(theirs, name):
+            return re.sub(rf"^{theirs}", ours, name)
+    return name
+
+
+def rename_to_official(name: str) -> str:
+    """The official name for one of ours."""
+    for theirs, ours in _RENAMES:
+        if name.startswith(ours):
+            return name.replace(ours, theirs.replace("\\", "").removesuffix("$"), 1)
+    raise ValueError(f"{name} has no place in CroCo")
+
+
+def _to_ours(name: str, tensor: Tensor) -> Tensor:
+    return tensor[:, :, None] if rename_from_official(name) == _PATCH_KERNEL and tensor.ndim == 4 else tensor
+
+
+def _read_kwargs(content: Mapping[str, Any]) -> dict[str, Any]:
+    if "croco_kwargs" in content:
+        return dict(content["croco_kwargs"])
+    if "args" in content:
+        return dict(_read_call(content["args"].model))
+    return {}
+
+
+def _read_call(text: str) -> Iterator[tuple[str, Any]]:
+    """Keyword arguments of a constructor call given as text."""
+    call = ast.parse(text, mode="eval").body
+    if not isinstance(call, ast.Call) or call.args:
+        raise ValueError(f"args.model is {text!r}, not a constructor call with keyword arguments")
+    for keyword in call.keywords:
+        assert keyword.arg is not None, "a call with ** has no names to read"
+        # norm_layer=partial(...) is no literal, and always LayerNorm with eps 1e-6
+        if keyword.arg != "norm_layer":
+            yield keyword.arg, ast.literal_eval(keyword.value)
+
+
+def _shape(settings: Mapping[str, Any], part: str) -> TransformerShape:
+    width = settings[f"{part}_embed_dim"]
+    hidden = int(width * settings["mlp_ratio"])
+    return TransformerShape(width, settings[f"{part}_depth"], settings[f"{part}_num_heads"], hidden)
+
+
+def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _decoder_of(model: PretrainingModel) -> CrossViewDecoder:
+    objective = model.objectives["croco"]
+    assert isinstance(objective, CrocoObjective)
+    return objective.decoder

@@ -1,0 +1,115 @@
+"""Where a token is: sin-cos tables added to tokens, and rotary angles that turn queries and keys.
+
+Tokens of a clip lie in the order (t, v, y, x), each with integer coordinates from 0.
+
+Sin-cos: the fixed 2D table of MAE (He et al. 2022), whose first half of channels encodes x and second half y, each
+[sin | cos]. Time and camera add 1D tables of the same kind less their value at 0, so a clip of one frame and one camera is
+exactly an image.
+
+Rotary (Su et al. 2021, in 2D by CroCo v2): the width of a head is split into one part an axis, y before x; in a part of
+width d, element j turns with element j + d/2 by the angle p / base^(2j/d). A video encoder puts a part for time before
+them: 2 (3D // 16) channels for each of y and x, the rest for time (24, 24 and 16 of 64). Angles, sine and cosine are float32
+whatever the tokens are: in bf16 an angle of 76 patches is off by 0.34.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from models.config import Grid
+
+ROPE_BASE = 100.0
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of every token's angles, for `rotate`."""
+
+    cos: Float[Tensor, "N 1 D"]
+    sin: Float[Tensor, "N 1 D"]
+    parts: tuple[int, ...]
+    """Channels of a head that turn by each axis."""
+
+    def of(self, tokens: Int[Tensor, "B N"] | None, batch: int) -> "Rotation":
+        """The rotations of packed tokens: of `batch` whole clips, or of the `tokens` of each clip."""
+        cos, sin = (take_tokens(table[:, 0], tokens, batch).flatten(0, 1)[:, None] for table in self[:2])
+        return Rotation(cos, sin, self.parts)
+
+    @classmethod
+    def join(cls, rotations: "Sequence[Rotation]") -> "Rotation":
+        """The rotations of one pack after another."""
+        cos, sin = (torch.cat([rotation[place] for rotation in rotations]) for place in range(2))
+        return cls(cos, sin, rotations[0].parts)
+
+
+def take_tokens(table: Float[Tensor, "N C"], tokens: Int[Tensor, "B n"] | None, batch: int) -> Float[Tensor, "B n C"]:
+    """Rows of `table` for the `tokens` of each clip, or all of them for each of `batch` clips."""
+    if tokens is None:
+        return table.expand(batch, -1, -1)
+    return table[tokens]
+
+
+@lru_cache(maxsize=64)
+def coordinates(grid: Grid) -> Int[np.ndarray, "N 4"]:
+    """(t, v, y, x) of each token."""
+    axes = np.meshgrid(*(np.arange(size) for size in grid), indexing="ij")
+    return np.stack(axes, axis=-1).reshape(-1, 4)
+
+
+@lru_cache(maxsize=64)
+def sincos_table(grid: Grid, width: int, device: torch.device) -> Float[Tensor, "N C"]:
+    """The table that is added to tokens, float32."""
+    assert width % 4 == 0, f"a 2D table needs a width that 4 divides, not {width}"
+    t, v, y, x = coordinates(grid).T
+    table = np.concatenate([_sincos(x, width // 2), _sincos(y, width // 2)], axis=1)
+    for place in (t, v):
+        table = table + _sincos(place, width) - _sincos(np.zeros_like(place), width)
+    return torch.from_numpy(table.astype(np.float32)).to(device)
+
+
+@lru_cache(maxsize=64)
+def rotary_table(grid: Grid, head_width: int, device: torch.device, *, has_time: bool) -> Rotation:
+    """Rotation of each token of `grid`, float32; `has_time` gives a part of every head to time."""
+    t, _, y, x = coordinates(grid).T
+    parts = rotary_parts(head_width, has_time=has_time)
+    places = (t, y, x) if has_time else (y, x)
+    angles = np.concatenate([_angles(place, part) for place, part in zip(places, parts, strict=True)], axis=1)
+    cos, sin = (torch.from_numpy(turn(angles).astype(np.float32)).to(device)[:, None] for turn in (np.cos, np.sin))
+    return Rotation(cos, sin, parts)
+
+
+def rotary_parts(head_width: int, *, has_time: bool) -> tuple[int, ...]:
+    """Channels of a head for (y, x), or (t, y, x)."""
+    if not has_time:
+        assert head_width % 4 == 0, f"2D rotary positions need a head width that 4 divides, not {head_width}"
+        return (head_width // 2, head_width // 2)
+    assert head_width % 2 == 0, f"rotary positions need an even head width, not {head_width}"
+    space = 2 * (3 * head_width // 16)
+    return (head_width - 2 * space, space, space)
+
+
+def rotate(x: Float[Tensor, "N A D"], rotation: Rotation) -> Float[Tensor, "N A D"]:
+    """Turn queries or keys by their tokens' angles, in float32."""
+    turned = x.float() * rotation.cos + _half_turn(x.float(), rotation.parts) * rotation.sin
+    return turned.to(x.dtype)
+
+
+def _half_turn(x: Tensor, parts: Sequence[int]) -> Tensor:
+    """(a, b) -> (-b, a) of the two halves of each part."""
+    halves = x.split([width // 2 for width in parts for _ in range(2)], dim=-1)
+    return torch.cat([half for a, b in zip(halves[::2], halves[1::2], strict=True) for half in (-b, a)], dim=-1)
+
+
+def _angles(place: Int[np.ndarray, " N"], width: int) -> Float[np.ndarray, "N D"]:
+    frequencies = ROPE_BASE ** (-2 * np.arange(width // 2) / width)
+    return np.tile(place[:, None] * frequencies, 2)
+
+
+def _sincos(place: Int[np.ndarray, " N"], width: int) -> Float[np.ndarray, "N C"]:
+    frequencies = 10000 ** (-np.arange(width // 2) / (width / 2))
+    angles = place[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)

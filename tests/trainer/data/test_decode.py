@@ -1,0 +1,121 @@
+"""Decoding: the window's pixels and no others, at a scale that suffices, and a ClipError for anything unreadable."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.trainer.data.dataroot import ramp, read_ramp
+from trainer.data.decode import decode_window, read_window, shrink
+from trainer.data.transforms import Window, draw_window, place_window
+from trainer.errors import ClipError
+
+WIDTH, HEIGHT = 199, 113  # divisible by none of JPEG's scales
+
+
+def encode(picture: np.ndarray, kind: str = "JPEG") -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, kind, **({"quality": 97, "subsampling": 0} if kind == "JPEG" else {}))
+    return data.getvalue()
+
+
+def texture(seed: int = 0) -> np.ndarray:
+    """Blobs of several sizes: what a camera sees has little at the finest scale."""
+    rng = np.random.default_rng(seed)
+    layers = [Image.fromarray(rng.integers(0, 256, (side, 2 * side, 3), dtype=np.uint8)) for side in (4, 9, 24)]
+    layers = [np.asarray(layer.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=float) for layer in layers]
+    return np.clip(np.mean(layers, axis=0), 0, 255).astype(np.uint8)
+
+
+RAMPS = {kind: encode(ramp(WIDTH, HEIGHT), kind) for kind in ("JPEG", "PNG")}
+TEXTURE = encode(texture())
+windows = st.builds(
+    lambda seed, width, height, least, is_mirrored: draw_window(
+        (WIDTH, HEIGHT), (width, height), crop_share=(least, 1.0), is_mirrored=is_mirrored, rng=np.random.default_rng(seed)
+    ),
+    st.integers(0, 2**32 - 1),
+    st.integers(8, 90),
+    st.integers(8, 60),
+    st.floats(0.2, 1.0),
+    st.booleans(),
+)
+
+
+def decode(data: bytes, window: Window) -> np.ndarray:
+    return decode_window(data, window, size_px=(WIDTH, HEIGHT), clip="scene-1 7 CAM", file="a.jpg")
+
+
+@given(windows, st.sampled_from(["JPEG", "PNG"]))
+def test_every_output_pixel_shows_the_source_pixel_that_the_intrinsics_say(window: Window, kind: str) -> None:
+    pixels = decode(RAMPS[kind], window)
+    assert pixels.shape == (window.height_px, window.width_px, 3)
+    u, v = np.meshgrid(np.arange(window.width_px) + 0.5, np.arange(window.height_px) + 0.5)
+    source = np.linalg.inv(window.out_from_source) @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
+    seen = read_ramp(pixels, WIDTH, HEIGHT).reshape(-1, 2)
+    # Filters are cut at the picture's edge, and where nothing is shrunk they reach over the window's.
+    left, top, right, bottom = (side - slack for side, slack in zip((0, 0, WIDTH, HEIGHT), (-8, -8, 8, 8), strict=True))
+    inner = (source[0] > left) & (source[0] < right) & (source[1] > top) & (source[1] < bottom)
+    tolerance_px = 2.5 / 175 * np.array([WIDTH, HEIGHT])  # two and a half grey levels of rounding and compression
+    assert (np.abs(seen - source[:2].T)[inner] < tolerance_px).all()
+
+
+@given(windows)
+def test_the_decoded_scale_covers_the_output_and_half_of_it_would_not(window: Window) -> None:
+    image = Image.open(io.BytesIO(TEXTURE))
+    scale = shrink(image, window)
+    enlarges = min(window.source_width_px / window.width_px, window.source_height_px / window.height_px)
+    assert scale in (1, 2, 4, 8)
+    assert scale == 1 or scale <= enlarges + 1e-6
+    assert scale == 8 or 2 * scale > enlarges * (1 - 0.05)  # Pillow divides whole numbers: a little is left
+
+
+@given(windows)
+def test_decoding_small_is_decoding_whole_and_resizing_within_a_few_grey_levels(window: Window) -> None:
+    small = decode(TEXTURE, window).astype(int)
+    whole = Image.open(io.BytesIO(TEXTURE)).convert("RGB")
+    size = (window.width_px, window.height_px)
+    left, top, right, bottom = window.box
+    box = (left, top, min(right, WIDTH), min(bottom, HEIGHT))
+    resized = np.asarray(whole.resize(size, Image.Resampling.BILINEAR, box=box)).astype(int)
+    resized = resized[:, ::-1] if window.is_mirrored else resized
+    assert np.abs(small - resized).mean() < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_pictures_of_other_colour_modes_become_rgb(mode: str) -> None:
+    data = io.BytesIO()
+    Image.fromarray(ramp(WIDTH, HEIGHT)).convert(mode).save(data, "TIFF" if mode == "CMYK" else "PNG")
+    assert decode(data.getvalue(), place_window((WIDTH, HEIGHT), (20, 10))).shape == (10, 20, 3)
+
+
+@given(st.integers(0, len(TEXTURE) - 3), st.sampled_from(["JPEG", "PNG"]))
+def test_a_truncated_file_is_never_a_picture(length: int, kind: str) -> None:
+    data = TEXTURE if kind == "JPEG" else RAMPS["PNG"]
+    cut = data[: min(length, len(data) // 2)] if kind == "PNG" else data[:length]
+    with pytest.raises(ClipError, match=r"scene-1 7 CAM: a\.jpg is no whole image"):
+        decode(cut, place_window((WIDTH, HEIGHT), (20, 10)))
+
+
+@given(st.integers(0, len(TEXTURE) - 1), st.binary(min_size=1, max_size=8))
+def test_damaged_bytes_are_a_picture_or_a_clip_error_and_nothing_else(place: int, damage: bytes) -> None:
+    data = TEXTURE[:place] + damage + TEXTURE[place + len(damage) :]
+    try:
+        assert decode(data, place_window((WIDTH, HEIGHT), (20, 10))).shape == (10, 20, 3)
+    except ClipError as error:
+        assert error.clip == "scene-1 7 CAM"
+
+
+def test_a_file_that_is_missing_a_folder_or_of_another_size_is_named_with_its_clip(tmp_path: Path) -> None:
+    window = place_window((WIDTH, HEIGHT), (20, 10))
+    (tmp_path / "right.png").write_bytes(RAMPS["PNG"])
+    assert read_window(tmp_path / "right.png", window, size_px=(WIDTH, HEIGHT), clip="c").shape == (10, 20, 3)
+    with pytest.raises(ClipError, match=r"clip c: .*right\.png is \(199, 113\) .* to be \(1600, 900\)"):
+        read_window(tmp_path / "right.png", window, size_px=(1600, 900), clip="c")
+    with pytest.raises(ClipError, match=r"clip c: .*gone\.jpg cannot be read: No such file"):
+        read_window(tmp_path / "gone.jpg", window, size_px=(WIDTH, HEIGHT), clip="c")
+    with pytest.raises(ClipError, match="cannot be read: Is a directory"):
+        read_window(tmp_path, window, size_px=(WIDTH, HEIGHT), clip="c")
