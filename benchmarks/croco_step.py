@@ -18,13 +18,13 @@ import torch
 
 from benchmarks.report import Report, build_parser
 from models.batch import Batch
-from models.config import CrocoConfig, EncoderConfig
+from models.config import CrocoConfig, EncoderConfig, Grid
 from models.flops import train_flops
 from models.pretraining import build_model, build_preparations
 from trainer.config.training import OptimConfig
 from trainer.optim import build_optimizer
 
-GRID = (1, 1, 14, 14)
+GRID = Grid(1, 1, 14, 14)
 DECODERS = {"tiny": "tiny", "small": "small", "base": "small"}
 
 
@@ -61,7 +61,7 @@ def measure_step(size: str, batch_size: int, steps: int) -> dict[str, float]:
     batch = make_batch(encoder, objectives, batch_size)
     seconds = [take_step(model, optimizer, batch) for _ in range(steps + 1)][1:]
     step_seconds = statistics.median(seconds)
-    flop = train_flops(encoder, objectives, GRID) * batch_size
+    flop = train_flops(encoder, objectives[0], GRID) * batch_size
     return {
         "step_seconds": step_seconds,
         "tokens_per_second": model.tokens_per_sample * batch_size / step_seconds,
@@ -82,7 +82,7 @@ def take_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: B
 def make_batch(encoder: EncoderConfig, objectives: tuple[CrocoConfig, ...], batch_size: int) -> Batch:
     """Random pixels with real masks."""
     rng = np.random.default_rng(0)
-    side = GRID[2] * encoder.patch_px
+    side = GRID.h * encoder.patch_px
     images = {
         name: torch.from_numpy(rng.integers(0, 256, (batch_size, 1, 1, 3, side, side), dtype=np.uint8))
         for name in ("target_images", "reference_images")

@@ -38,7 +38,9 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
         pipes: list[Connection] = []
         for rank in range(world_size):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_run_rank, args=(rank, world_size, folder, timeout_s, call, sender), daemon=True)
+            process: BaseProcess = context.Process(
+                target=_run_rank, args=(rank, world_size, folder, timeout_s, call, sender), daemon=True
+            )
             process.start()
             sender.close()
             processes.append(process)

@@ -157,6 +157,9 @@ class LocalStore:
         path = self._path(prefix)
         with self._explaining("delete", prefix):
             if path.is_dir():
+                # What lists show goes last: a delete that is killed can be seen, and done again.
+                for partial in path.rglob(f"{_PARTIAL}*"):
+                    partial.unlink(missing_ok=True)
                 shutil.rmtree(path, onerror=_raise_unless_missing)
             else:
                 path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ branch on data: the same modules run on every rank whatever the batch holds, or 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from models.batch import Batch, Losses
 from models.encoder import VideoEncoder
 
 
+@runtime_checkable
 class Preparation(Protocol):
     """What an objective does to a sample before it is batched."""
 

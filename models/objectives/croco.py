@@ -67,7 +67,7 @@ class CrocoObjective(Objective):
         """As Objective has it."""
         target = normalise(batch.shared["target_images"])
         reference = normalise(batch.shared["reference_images"])
-        loss = self._complete(encoder, batch, target, reference).loss.mean()
+        loss = self.complete(encoder, target, reference, batch.prepared[self.name]).loss.mean()
         return Losses(loss, {"loss": loss.detach()})
 
     def evaluate(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
@@ -82,7 +82,8 @@ class CrocoObjective(Objective):
             "loss_wrong_reference": reference[_another_scene(batch.shared["scene"])],
             "loss_blank_reference": torch.zeros_like(reference),
         }
-        return {name: self._complete(encoder, batch, target, images).loss for name, images in references.items()}
+        prepared = batch.prepared[self.name]
+        return {name: self.complete(encoder, target, images, prepared).loss for name, images in references.items()}
 
     def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
         """Masked input, reconstruction, target and reference.
@@ -90,9 +91,9 @@ class CrocoObjective(Objective):
         The reconstruction borrows mean and deviation of each hidden token from the truth, which a normalised prediction
         does not carry, and shows visible tokens as they are.
         """
-        images = batch.shared["target_images"]
-        target = normalise(images)
-        done = self._complete(encoder, batch, target, normalise(batch.shared["reference_images"]))
+        target = normalise(batch.shared["target_images"])
+        reference = normalise(batch.shared["reference_images"])
+        done = self.complete(encoder, target, reference, batch.prepared[self.name])
         truth = patchify(target, encoder)
         hidden = done.hidden[..., None].bool()
         mean, deviation = _mean_and_deviation(truth)
@@ -105,11 +106,17 @@ class CrocoObjective(Objective):
             "masked input": _first_camera(torch.where(masks.bool(), _MASK_GREY, shown)),
             "reconstruction": _first_camera(denormalise(completed)),
             "target": _first_camera(shown),
-            "reference": _first_camera(batch.shared["reference_images"].float() / 255),
+            "reference": _first_camera(denormalise(reference)),
         }
 
-    def _complete(self, encoder: VideoEncoder, batch: Batch, target: Tensor, reference: Tensor) -> "Completion":
-        prepared = batch.prepared[self.name]
+    def complete(
+        self,
+        encoder: VideoEncoder,
+        target: Float[Tensor, "B T 1 3 H W"],
+        reference: Float[Tensor, "B T 1 3 H W"],
+        prepared: Mapping[str, Tensor],
+    ) -> "Completion":
+        """Predict every token of `target`, of which the encoder sees `prepared["visible"]`, with `reference` beside it."""
         visible, numbers = prepared["visible"], prepared.get("drop_path")
         groups = [
             ClipGroup(target, visible, None if numbers is None else numbers[:, 0]),

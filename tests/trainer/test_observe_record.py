@@ -132,7 +132,8 @@ def test_a_killed_run_leaves_every_step_it_reported(tmp_path: Path) -> None:
         "    sys.stdout.write('reported'); sys.stdout.flush(); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as process:
-        assert process.stdout and process.stdout.read(8) == b"reported"
+        assert process.stdout
+        assert process.stdout.read(8) == b"reported"
         process.send_signal(signal.SIGKILL)
     assert steps_in(tmp_path) == list(range(1, 51))
 

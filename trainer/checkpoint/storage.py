@@ -2,7 +2,8 @@
 
 DCP's planners decide which rank writes which box of which tensor and which boxes a rank needs to fill its own; here a box is
 turned into bytes and back. Replicated tensors are planned on all ranks and written by the one with the least to write.
-A rank streams its boxes one after the other, so it holds one of them beside its state; a reader asks for the rows that it
+A rank streams its boxes one after the other, the next one brought to the host while one is written, so it holds two of them
+beside its state; a reader asks for the rows that it
 needs and no more. What is written has a checksum a box, which is checked when the whole box is read again.
 
 Left to whom: the planners are DCP's; the store knows bytes only; the manifest is `record`'s and is put by `manager`.
@@ -10,8 +11,9 @@ Left to whom: the planners are DCP's; the store knows bytes only; the manifest i
 
 import math
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,13 +27,16 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem, SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
-from torch.futures import Future
+from torch.futures import Future as TorchFuture
 
 from trainer.checkpoint.record import DTYPE_BYTES, Chunk, Record, StoredObject, StoredTensor
 from trainer.errors import CheckpointError
 from trainer.store import Checksum, ObjectInfo, Store
 
 _VERIFY_BYTES = 16 * 2**20
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Writer(StorageWriter):
@@ -44,7 +49,7 @@ class Writer(StorageWriter):
         self._prefix = prefix
         self._object = f"rank-{rank:05d}.bin"
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
         """Stream the boxes of this rank into its object; nothing is written where there is none."""
         items = [item for item in plan.items if _box_bytes(item)]
         results: list[WriteResult] = []
@@ -68,16 +73,11 @@ class Writer(StorageWriter):
 
     def _stream(self, items: list[WriteItem], planner: SavePlanner, results: list[WriteResult]) -> Iterator[memoryview]:
         place = 0
-        for item in items:
-            assert item.tensor_data is not None, "a logical state holds tensors only"
-            tensor = planner.resolve_data(item)
-            assert isinstance(tensor, Tensor)
-            view = _bytes_of(tensor.detach().cpu().contiguous())
-            checksum = Checksum()
-            checksum.update(view)
+        for item, (view, checksum) in zip(items, _one_ahead(lambda item: _on_host(planner, item), items), strict=True):
             yield view
+            assert item.tensor_data is not None
             box = item.tensor_data.chunk
-            chunk = Chunk(tuple(box.offsets), tuple(box.sizes), self._object, place, view.nbytes, str(checksum))
+            chunk = Chunk(tuple(box.offsets), tuple(box.sizes), self._object, place, view.nbytes, checksum)
             results.append(WriteResult(item.index, view.nbytes, chunk))
             place += view.nbytes
 
@@ -113,7 +113,7 @@ class Reader(StorageReader):
         """The record in DCP's terms."""
         return Metadata({name: _dcp_metadata(tensor) for name, tensor in self._record.tensors.items()})
 
-    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> TorchFuture[None]:
         """Fill the live tensors box by box."""
         for item in plan.items:
             if math.prod(item.lengths):
@@ -206,12 +206,33 @@ def _box_bytes(item: WriteItem) -> int:
     return math.prod(item.tensor_data.chunk.sizes) * DTYPE_BYTES[name]
 
 
+def _on_host(planner: SavePlanner, item: WriteItem) -> tuple[memoryview, str]:
+    """The bytes of a box and their checksum."""
+    tensor = planner.resolve_data(item)
+    assert isinstance(tensor, Tensor), "a logical state holds tensors only"
+    view, checksum = _bytes_of(tensor.detach().cpu().contiguous()), Checksum()
+    checksum.update(view)
+    return view, str(checksum)
+
+
+def _one_ahead(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
+    """What `function` makes of each argument; the next is made in a thread while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[R] | None = None
+        for argument in arguments:
+            ready, coming = coming, thread.submit(function, argument)
+            if ready:
+                yield ready.result()
+        if coming:
+            yield coming.result()
+
+
 def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the host."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _done(value: Any) -> Future[Any]:
-    future: Future[Any] = Future()
+def _done(value: Any) -> TorchFuture[Any]:
+    future: TorchFuture[Any] = TorchFuture()
     future.set_result(value)
     return future

@@ -268,11 +268,12 @@ def _field(records: Sequence[Record], name: str, table: str) -> list[Any]:
 
 def _numbers(records: Sequence[Record], name: str, table: str, shape: tuple[int, ...]) -> Float64[np.ndarray, "K *shape"]:
     values = _field(records, name, table)
-    if not _has_shape(values, (len(records), *shape)):
+    if records and not _has_shape(values, (len(records), *shape)):
         fits = np.array([_has_shape(value, shape) for value in values])
         _check_all(fits, records, table, name, f"is no array of shape {shape}")
     numbers = np.array(values, dtype=np.float64).reshape(len(records), *shape)
-    _check_all(np.isfinite(numbers).reshape(len(records), -1).all(-1), records, table, name, "is not finite")
+    is_finite = np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim)))
+    _check_all(is_finite, records, table, name, "is not finite")
     return numbers
 
 

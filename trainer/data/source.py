@@ -6,7 +6,7 @@ number of workers are nobody's business here (`order.py`, `loader.py`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
@@ -35,6 +35,7 @@ Sample = Mapping[str, np.ndarray]
 """Fields by name, of fixed shape; what each means stands in models.batch.Batch."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Samples by number."""
 

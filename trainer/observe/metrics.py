@@ -14,7 +14,7 @@ class Metrics(SilentObserver):
     """Keeps an exporter up to date; `resumed_at` is the step that this start went on from."""
 
     def __init__(self, exporter: Exporter, *, resumed_at: int, clock: Callable[[], float] = time.time) -> None:
-        self._exporter = exporter
+        self.exporter = exporter
         self._clock = clock
         self._replaced_clips: int | None = None if resumed_at else 0
 
@@ -22,41 +22,41 @@ class Metrics(SilentObserver):
         """See Observer."""
         self._tell_learning(report)
         self._tell_speed(report)
-        self._exporter.increase("odonata_replaced_clips_total", self._newly_replaced(report))
-        self._exporter.set("odonata_peak_memory_bytes", report.memory_bytes)
-        self._exporter.set("odonata_last_step_timestamp_seconds", self._clock())
+        self.exporter.increase("odonata_replaced_clips_total", self._newly_replaced(report))
+        self.exporter.set("odonata_peak_memory_bytes", report.memory_bytes)
+        self.exporter.set("odonata_last_step_timestamp_seconds", self._clock())
 
     def checkpoint(self, saved: SavedCheckpoint) -> None:
         """See Observer."""
-        self._exporter.set("odonata_checkpoint_seconds", saved.seconds)
-        self._exporter.set("odonata_checkpoint_bytes", saved.bytes)
-        self._exporter.set("odonata_last_checkpoint_step", saved.step)
-        self._exporter.set("odonata_last_checkpoint_timestamp_seconds", self._clock())
-        self._exporter.increase("odonata_checkpoints_total", 1)
+        self.exporter.set("odonata_checkpoint_seconds", saved.seconds)
+        self.exporter.set("odonata_checkpoint_bytes", saved.bytes)
+        self.exporter.set("odonata_last_checkpoint_step", saved.step)
+        self.exporter.set("odonata_last_checkpoint_timestamp_seconds", self._clock())
+        self.exporter.increase("odonata_checkpoints_total", 1)
 
     def close(self) -> None:
         """See Observer."""
-        self._exporter.close()
+        self.exporter.close()
 
     def _tell_learning(self, report: StepReport) -> None:
-        self._exporter.set("odonata_step", report.step)
-        self._exporter.set("odonata_steps", report.steps)
-        self._exporter.set("odonata_loss", report.loss)
+        self.exporter.set("odonata_step", report.step)
+        self.exporter.set("odonata_steps", report.steps)
+        self.exporter.set("odonata_loss", report.loss)
         for name, value in report.parts.items():
             objective, _, part = name.partition("/")
-            self._exporter.set("odonata_loss_part", value, objective=objective, part=part)
-        self._exporter.set("odonata_grad_norm", report.grad_norm)
-        self._exporter.set("odonata_learning_rate", report.learning_rate)
-        self._exporter.increase("odonata_skipped_steps_total", int(report.skipped))
+            self.exporter.set("odonata_loss_part", value, objective=objective, part=part)
+        self.exporter.set("odonata_grad_norm", report.grad_norm)
+        self.exporter.set("odonata_learning_rate", report.learning_rate)
+        self.exporter.increase("odonata_skipped_steps_total", int(report.skipped))
 
     def _tell_speed(self, report: StepReport) -> None:
-        self._exporter.observe("odonata_step_seconds", report.step_seconds)
-        self._exporter.increase("odonata_data_wait_seconds_total", report.data_seconds)
-        self._exporter.increase("odonata_clips_total", report.clips)
-        self._exporter.increase("odonata_tokens_total", report.tokens)
+        self.exporter.observe("odonata_step_seconds", report.step_seconds)
+        self.exporter.increase("odonata_data_wait_seconds_total", report.data_seconds)
+        self.exporter.increase("odonata_clips_total", report.clips)
+        self.exporter.increase("odonata_tokens_total", report.tokens)
         if report.step_seconds:
-            self._exporter.set("odonata_clips_per_second", report.clips / report.step_seconds)
-            self._exporter.set("odonata_tokens_per_second", report.tokens / report.step_seconds)
+            self.exporter.set("odonata_clips_per_second", report.clips / report.step_seconds)
+            self.exporter.set("odonata_tokens_per_second", report.tokens / report.step_seconds)
 
     def _newly_replaced(self, report: StepReport) -> int:
         """Clips replaced since the last report; after a resume the first one only says where counting begins."""

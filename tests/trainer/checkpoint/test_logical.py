@@ -23,6 +23,7 @@ def test_checkpointed_and_compiled_modules_have_the_names_of_the_bare_one() -> N
     wrapped.head = torch.compile(wrapped.head, backend="eager")  # type: ignore[assignment]
     apply_activation_checkpointing(wrapped, check_fn=lambda module: isinstance(module, Block))
     compiled = torch.compile(wrapped, backend="eager")
+    assert isinstance(compiled, nn.Module)
     assert any("_checkpoint_wrapped_module" in name for name, _ in wrapped.named_parameters())
     optimizer = torch.optim.AdamW(compiled.parameters())
     bare = Toy()

@@ -32,7 +32,7 @@ def manage(store: Store, *, keep_last: int = 3, keep_every_steps: int | None = N
 
 def save(store: Store, step: int, trainer: Trainer | None = None, **config: int) -> Record:
     trainer = trainer or Trainer(step)
-    return manage(store, **config).save(step, trainer.state(), engine="single", progress={"step": step}).record  # type: ignore[arg-type]
+    return manage(store, **config).save(step, trainer.state(), engine="single", progress={"step": step}).record
 
 
 def steps(store: Store) -> list[int]:

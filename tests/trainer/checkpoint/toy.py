@@ -27,7 +27,8 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(tokens)).unflatten(-1, (3, 1, WIDTH)).unbind(-3)
-        return tokens + self.mlp(functional.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT[..., 0, :])
+        hidden: Tensor = self.mlp(functional.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT[..., 0, :])
+        return tokens + hidden
 
 
 class Encoder(nn.Module):
@@ -54,7 +55,8 @@ class Toy(nn.Module):
         self.register_buffer("scratch", torch.zeros(2), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.encoder(tokens)) * self.gain + self.offset
+        outputs: Tensor = self.head(self.encoder(tokens)) * self.gain + self.offset
+        return outputs
 
 
 class Trainer:

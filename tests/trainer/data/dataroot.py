@@ -113,7 +113,7 @@ def write_dataroot(root: Path, tables: Tables, splits: dict[str, list[str]] | No
     Image.new("L", (4, 4)).save(root / "maps" / "mask.png")
     picture = Image.fromarray(ramp(WIDTH, HEIGHT))
     for record in tables["sample_data"]:
-        path = root / record.get("filename", "samples/unnamed")
+        path = root / record.get("filename", "samples/unnamed.jpg")
         path.parent.mkdir(parents=True, exist_ok=True)
         if record["fileformat"] == "jpg":
             picture.save(path, quality=98, subsampling=0)

@@ -32,7 +32,7 @@ class NumberSource:
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         if index in self.broken:
             raise ClipError(self.name(index), "broken on purpose")
-        return {"index": np.int64(index), "draw": np.float64(rng.random())}
+        return {"index": np.array(index), "draw": np.array(rng.random())}
 
     def describe(self) -> dict[str, float | int | str]:
         return {"samples": self.length}

@@ -1,0 +1,97 @@
+"""Reports become metrics: every metric of the list has a report that sets it, and counters count what this process did."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from monitoring.exporter import Exporter
+from monitoring.metrics import METRICS
+from tests.trainer.observe_fakes import Saved, Seat, report
+from trainer.config.load import parse_run_config
+from trainer.config.run import RunConfig
+from trainer.observe.build import build_metrics
+from trainer.observe.metrics import Metrics
+
+
+def value(exporter: Exporter, name: str, **labels: str) -> float | None:
+    return exporter.registry.get_sample_value(name, {"rank": "1"} | labels)
+
+
+@pytest.fixture
+def exporter() -> Exporter:
+    return Exporter({"rank": "1"})
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    content = {
+        "schema_version": 1,
+        "steps": 4,
+        "global_batch": 8,
+        "run": {"uri": "/runs/first/"},
+        "data": {"kind": "synthetic", "root": "/data"},
+        "objectives": [{"kind": "croco"}],
+        "observe": {"metrics_port": 0, "metrics_host": "127.0.0.1"},
+    }
+    return parse_run_config(content, origin="the test")
+
+
+@pytest.fixture
+def metrics(config: RunConfig) -> Iterator[Metrics]:
+    metrics = build_metrics(config, Seat(rank=1, local_rank=1), resumed_at=0)
+    yield metrics
+    metrics.close()
+
+
+def test_a_step_and_a_checkpoint_set_every_metric_of_the_list(metrics: Metrics) -> None:
+    metrics.step(report())
+    metrics.checkpoint(Saved())
+    served = {sample.name for family in metrics.exporter.registry.collect() for sample in family.samples}
+    assert {metric.name + ("_sum" if metric.kind == "histogram" else "") for metric in METRICS} <= served
+
+
+def test_the_run_is_named_after_its_folder(metrics: Metrics) -> None:
+    assert value(metrics.exporter, "odonata_run_info", run="first", engine="fsdp2", world_size="2", precision="bf16") == 1
+
+
+def test_a_step_is_told_in_full(exporter: Exporter) -> None:
+    Metrics(exporter, resumed_at=0, clock=lambda: 1234.0).step(report(3, steps=4, parts={"croco/pixels": 0.25}))
+    assert value(exporter, "odonata_step") == 3
+    assert value(exporter, "odonata_steps") == 4
+    assert value(exporter, "odonata_loss") == 0.5
+    assert value(exporter, "odonata_loss_part", objective="croco", part="pixels") == 0.25
+    assert value(exporter, "odonata_clips_per_second") == 8 / 0.5
+    assert value(exporter, "odonata_tokens_per_second") == 1000 / 0.5
+    assert value(exporter, "odonata_data_wait_seconds_total") == 0.125
+    assert value(exporter, "odonata_step_seconds_bucket", le="0.5") == 1
+    assert value(exporter, "odonata_last_step_timestamp_seconds") == 1234
+    assert value(exporter, "odonata_peak_memory_bytes") == 2**30
+
+
+def test_counters_add_up_over_steps(exporter: Exporter) -> None:
+    metrics = Metrics(exporter, resumed_at=0)
+    metrics.step(report(1, replaced_clips=1))
+    metrics.step(report(2, replaced_clips=3, skipped=True, skipped_steps=1))
+    metrics.step(report(3, replaced_clips=3, skipped_steps=1))
+    assert value(exporter, "odonata_clips_total") == 24
+    assert value(exporter, "odonata_tokens_total") == 3000
+    assert value(exporter, "odonata_step_seconds_count") == 3
+    assert value(exporter, "odonata_replaced_clips_total") == 3
+    assert value(exporter, "odonata_skipped_steps_total") == 1
+
+
+def test_after_a_resume_only_what_is_new_is_counted(exporter: Exporter) -> None:
+    metrics = Metrics(exporter, resumed_at=10)
+    metrics.step(report(11, replaced_clips=5, skipped_steps=2))
+    metrics.step(report(12, replaced_clips=6, skipped_steps=2))
+    assert value(exporter, "odonata_replaced_clips_total") == 1
+    assert value(exporter, "odonata_skipped_steps_total") == 0
+
+
+def test_a_checkpoint_is_told_in_full(exporter: Exporter) -> None:
+    Metrics(exporter, resumed_at=0, clock=lambda: 1234.0).checkpoint(Saved(step=3, seconds=0.5, bytes=100))
+    assert value(exporter, "odonata_last_checkpoint_step") == 3
+    assert value(exporter, "odonata_last_checkpoint_timestamp_seconds") == 1234
+    assert value(exporter, "odonata_checkpoint_seconds") == 0.5
+    assert value(exporter, "odonata_checkpoint_bytes") == 100
+    assert value(exporter, "odonata_checkpoints_total") == 1
