@@ -23,9 +23,7 @@ app = typer.Typer(
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run config; launch/runs/ has some.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config, as optim.lr=3e-4.")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config, as optim.lr=3e-4.")]
 
 
 @app.command(
@@ -81,9 +79,10 @@ def synthesize(
     workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.")] = None,
 ) -> None:
     """Write a synthetic driving data set in nuScenes format, with dense ground truth beside it."""
-    from trainer.observe.logs import configure_logging
     from trainer.synthesis.config import SynthesisConfig
     from trainer.synthesis.dataroot import synthesize as write_dataroot
+
+    from trainer.observe.logs import configure_logging
 
     configure_logging(rank=0)
     settings = SynthesisConfig(scenes=scenes, seed=seed, duration_s=duration_s, scale=scale)

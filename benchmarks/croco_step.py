@@ -88,9 +88,7 @@ def make_batch(encoder: EncoderConfig, objectives: tuple[CrocoConfig, ...], batc
         for name in ("target_images", "reference_images")
     }
     preparations = build_preparations(objectives, GRID, encoder)
-    prepared = {
-        name: [preparation.prepare({}, rng) for _ in range(batch_size)] for name, preparation in preparations.items()
-    }
+    prepared = {name: [preparation.prepare({}, rng) for _ in range(batch_size)] for name, preparation in preparations.items()}
     stacked = {
         name: {field: torch.from_numpy(np.stack([row[field] for row in rows])) for field in rows[0]}
         for name, rows in prepared.items()

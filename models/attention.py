@@ -86,9 +86,7 @@ def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     outputs, query_start, key_start = [], 0, 0
     for count, queries, keys in segments.runs():
         query_end, key_end = query_start + count * queries, key_start + count * keys
-        outputs.append(
-            _attend_equal(q[query_start:query_end], k[key_start:key_end], v[key_start:key_end], count=count)
-        )
+        outputs.append(_attend_equal(q[query_start:query_end], k[key_start:key_end], v[key_start:key_end], count=count))
         query_start, key_start = query_end, key_end
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 

@@ -44,8 +44,7 @@ class Batch:
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         shared = {name: change(tensor) for name, tensor in self.shared.items()}
         prepared = {
-            objective: {name: change(tensor) for name, tensor in tensors.items()}
-            for objective, tensors in self.prepared.items()
+            objective: {name: change(tensor) for name, tensor in tensors.items()} for objective, tensors in self.prepared.items()
         }
         return replace(self, shared=shared, prepared=prepared)
 

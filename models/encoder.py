@@ -59,9 +59,7 @@ class TubeletEmbed(nn.Module):
         assert T == 1 or T % self.tubelet_frames == 0, f"tubelets of {self.tubelet_frames} do not tile {T} frames"
         return Grid(max(1, T // self.tubelet_frames), V, H // self.patch_px, W // self.patch_px)
 
-    def forward(
-        self, images: Float[Tensor, "B T V 3 H W"], visible: Int[Tensor, "B n"] | None
-    ) -> Float[Tensor, "B n C"]:
+    def forward(self, images: Float[Tensor, "B T V 3 H W"], visible: Int[Tensor, "B n"] | None) -> Float[Tensor, "B n C"]:
         p, still = self.patch_px, images.shape[1] == 1
         k = 1 if still else self.tubelet_frames
         pixels = rearrange(images, "B (t k) V c (h p) (w q) -> B (t V h w) (c k p q)", k=k, p=p, q=p)
@@ -126,9 +124,7 @@ class VideoEncoder(nn.Module):
         table = rotary_table(grid, head_width, group.images.device, has_time=self.has_time)
         return table.of(group.visible, len(group.images))
 
-    def _branch_scale(
-        self, groups: Sequence[ClipGroup], embedded: Sequence[Tensor], place: int
-    ) -> Float[Tensor, "2 N 1"] | None:
+    def _branch_scale(self, groups: Sequence[ClipGroup], embedded: Sequence[Tensor], place: int) -> Float[Tensor, "2 N 1"] | None:
         rate = self.drop_rates[place]
         if not self.training or rate == 0:
             return None

@@ -127,9 +127,7 @@ def build_linear(inputs: int, outputs: int) -> nn.Linear:
     return linear
 
 
-def branch_scales(
-    uniforms: Float[Tensor, "B 2"], rate: float, tokens: int
-) -> Float[Tensor, "2 n 1"]:
+def branch_scales(uniforms: Float[Tensor, "B 2"], rate: float, tokens: int) -> Float[Tensor, "2 n 1"]:
     """Drop-path factors of B clips with `tokens` tokens each: a branch of a clip is kept where its number is >= rate."""
     kept = (uniforms >= rate).to(torch.float32) / (1 - rate)
     return kept.T.repeat_interleave(tokens, dim=1)[..., None]

@@ -12,7 +12,7 @@ import ast
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def build_official(kwargs: Mapping[str, Any]) -> PretrainingModel:
     settings = {**_DEFAULTS, **kwargs}
     if settings["pos_embed"] not in ("cosine", "RoPE100"):
         raise ValueError(f"pos_embed is {settings['pos_embed']}; cosine and RoPE100 are what CroCo published")
-    positions = "sincos" if settings["pos_embed"] == "cosine" else "rope"
+    positions: Literal["sincos", "rope"] = "sincos" if settings["pos_embed"] == "cosine" else "rope"
     patch = settings["patch_size"]
     height, width = _pair(settings["img_size"])
     grid = Grid(1, 1, height // patch, width // patch)

@@ -36,13 +36,14 @@ class Rotation(NamedTuple):
 
     def of(self, tokens: Int[Tensor, "B N"] | None, batch: int) -> "Rotation":
         """The rotations of packed tokens: of `batch` whole clips, or of the `tokens` of each clip."""
-        cos, sin = (take_tokens(table[:, 0], tokens, batch).flatten(0, 1)[:, None] for table in self[:2])
+        cos, sin = (take_tokens(table[:, 0], tokens, batch).flatten(0, 1)[:, None] for table in (self.cos, self.sin))
         return Rotation(cos, sin, self.parts)
 
     @classmethod
     def join(cls, rotations: "Sequence[Rotation]") -> "Rotation":
         """The rotations of one pack after another."""
-        cos, sin = (torch.cat([rotation[place] for rotation in rotations]) for place in range(2))
+        cos = torch.cat([rotation.cos for rotation in rotations])
+        sin = torch.cat([rotation.sin for rotation in rotations])
         return cls(cos, sin, rotations[0].parts)
 
 

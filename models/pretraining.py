@@ -13,7 +13,7 @@ from models.batch import Batch, Losses
 from models.config import CrocoConfig, EncoderConfig, Grid
 from models.encoder import VideoEncoder, build_encoder
 from models.objectives.base import Objective, Preparation
-from models.objectives.croco import CrocoObjective, CrocoPreparation, build_croco
+from models.objectives.croco import CrocoPreparation, build_croco
 
 Task = Literal["train", "evaluate", "draw"]
 
@@ -37,9 +37,7 @@ class PretrainingModel(nn.Module):
             return {f"{name}/{key}": values for name, of_one in figures.items() for key, values in of_one.items()}
         losses = {name: objective(self.encoder, batch) for name, objective in self._named()}
         total = sum(self.weights[name] * of_one.total for name, of_one in losses.items())
-        return Losses(
-            total, {f"{name}/{part}": value for name, of_one in losses.items() for part, value in of_one.parts.items()}
-        )
+        return Losses(total, {f"{name}/{part}": value for name, of_one in losses.items() for part, value in of_one.parts.items()})
 
     def _named(self) -> list[tuple[str, Objective]]:
         return [(name, objective) for name, objective in self.objectives.items()]  # type: ignore[misc]
@@ -49,13 +47,11 @@ def build_model(encoder_config: EncoderConfig, objectives: Sequence[CrocoConfig]
     """The model of a run whose clips have `grid`, with fresh weights from torch's global generator."""
     encoder = build_encoder(encoder_config, grid)
     built: list[Objective] = [build_croco(config, encoder_config, encoder, grid) for config in objectives]
-    weights = {config.kind: config.weight for config in objectives}
+    weights: dict[str, float] = {config.kind: config.weight for config in objectives}
     return PretrainingModel(encoder, built, weights)
 
 
-def build_preparations(
-    objectives: Sequence[CrocoConfig], grid: Grid, encoder_config: EncoderConfig
-) -> dict[str, Preparation]:
+def build_preparations(objectives: Sequence[CrocoConfig], grid: Grid, encoder_config: EncoderConfig) -> dict[str, Preparation]:
     """What the loader's workers do for each objective, by its name."""
     blocks = encoder_config.shape.depth if encoder_config.drop_path else 0
-    return {CrocoObjective.name: CrocoPreparation(config, grid, blocks) for config in objectives}
+    return {config.kind: CrocoPreparation(config, grid, blocks) for config in objectives}

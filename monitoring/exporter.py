@@ -101,7 +101,9 @@ def _bind(registry: CollectorRegistry, host: str, port: int) -> tuple[WSGIServer
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-    raise OSError(errno.EADDRINUSE, f"ports {port} to {last} of {host} are all taken; set observe.metrics_port to another, or to 0 for any")
+    raise OSError(
+        errno.EADDRINUSE, f"ports {port} to {last} of {host} are all taken; set observe.metrics_port to another, or to 0 for any"
+    )
 
 
 def _close_after_fork(http: WSGIServer) -> None:

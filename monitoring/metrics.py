@@ -43,7 +43,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("odonata_learning_rate", "gauge", "Learning rate of the last step, before layer decay."),
     Metric("odonata_skipped_steps_total", "counter", "Steps whose loss or gradient was not finite, so that no weight moved."),
     # is it fast
-    Metric("odonata_step_seconds", "histogram", "Wall time of a step on this rank, data wait included.", "seconds", buckets=_STEP_SECONDS),
+    Metric(
+        "odonata_step_seconds",
+        "histogram",
+        "Wall time of a step on this rank, data wait included.",
+        "seconds",
+        buckets=_STEP_SECONDS,
+    ),
     Metric("odonata_data_wait_seconds_total", "counter", "Part of the step time that was spent waiting for data.", "seconds"),
     Metric("odonata_clips_total", "counter", "Clips trained on, over all ranks; every rank reports the same number."),
     Metric("odonata_tokens_total", "counter", "Tokens trained on, over all ranks; every rank reports the same number."),
@@ -54,7 +60,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("odonata_peak_memory_bytes", "gauge", "Most memory this rank has held: CUDA, or resident without a GPU.", "bytes"),
     Metric("odonata_replaced_clips_total", "counter", "Clips that could not be read and were replaced, over all ranks."),
     # is it safe
-    Metric("odonata_last_checkpoint_timestamp_seconds", "gauge", "When the last checkpoint was committed, since 1970.", "seconds"),
+    Metric(
+        "odonata_last_checkpoint_timestamp_seconds", "gauge", "When the last checkpoint was committed, since 1970.", "seconds"
+    ),
     Metric("odonata_last_checkpoint_step", "gauge", "Step of the last committed checkpoint."),
     Metric("odonata_checkpoint_seconds", "gauge", "How long the last checkpoint took.", "seconds"),
     Metric("odonata_checkpoint_bytes", "gauge", "Size of the last checkpoint over all ranks.", "bytes"),

@@ -61,21 +61,20 @@ class Run:
 
 def train(run: Run) -> None:
     """Take the steps that are left; PreemptedError after a signal, with the state saved."""
-    saved_at = run.progress.step
     while run.progress.step < run.config.steps:
         report, stop = take_step(run)
         run.observer.step(report)
         check_health(run, report)
-        last = run.progress.step == run.config.steps
-        if stop or last or run.progress.step % run.config.checkpoint.every_steps == 0:
-            save(run)
-            saved_at = run.progress.step
         if is_due(run, run.config.observe.evaluate_every_steps):
             evaluate(run)
         if is_due(run, run.config.observe.pictures_every_steps):
             draw(run)
-        if stop and not last:
-            raise PreemptedError(f"stopped by a signal after step {saved_at}, which is saved; start the same job again to go on")
+        if stop or is_due(run, run.config.checkpoint.every_steps):
+            save(run)  # last, so that what a kill takes is done again on resume, evaluation included
+        if stop and run.progress.step < run.config.steps:
+            raise PreemptedError(
+                f"stopped by a signal after step {run.progress.step}, which is saved; start the same job again to go on"
+            )
 
 
 def take_step(run: Run) -> tuple[StepReport, bool]:

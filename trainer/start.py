@@ -1,16 +1,15 @@
 """From a run config to a running run: check, build the parts in one stated order, resume, train.
 
-    data        the index and both sources; fields that objectives need are offered; no GPU is touched before this
-    ranks       join the process group
-    model       seeded weights, warm start, engine (sharding, optimiser, moving average)
-    state       the newest whole checkpoint, if there is one
-    batches     from the step that the state says
-    observers   the run folder, the progress bar, /metrics
+data        the index and both sources; fields that objectives need are offered; no GPU is touched before this
+ranks       join the process group
+model       seeded weights, warm start, engine (sharding, optimiser, moving average)
+state       the newest whole checkpoint, if there is one
+batches     from the step that the state says
+observers   the run folder, the progress bar, /metrics
 """
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -19,7 +18,6 @@ from models.objectives.base import Preparation
 from models.pretraining import PretrainingModel, build_model, build_preparations
 from trainer.checkpoint.manager import CheckpointManager, load_into_model
 from trainer.checkpoint.record import Record
-from trainer.config.load import dump_run_config, load_run_config
 from trainer.config.run import RunConfig
 from trainer.data.build import build_source, prepare_index
 from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader, check_needs

@@ -23,7 +23,10 @@ from models.encoder import VideoEncoder
 class Preparation(Protocol):
     """What an objective does to a sample before it is batched."""
 
-    needs: frozenset[str]
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the fields that it reads."""
+        ...
 
     def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Arrays for this objective alone, a pure function of sample and stream, of the same shape for every sample."""

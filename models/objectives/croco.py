@@ -175,9 +175,7 @@ def patchify(images: Float[Tensor, "B T V 3 H W"], encoder: VideoEncoder) -> Flo
     return rearrange(images, "B (t k) V c (h p) (w q) -> B (t V h w) (k p q c)", k=k, p=p, q=p)
 
 
-def unpatchify(
-    tokens: Float[Tensor, "B N values"], encoder: VideoEncoder, grid: Grid
-) -> Float[Tensor, "B T V 3 H W"]:
+def unpatchify(tokens: Float[Tensor, "B N values"], encoder: VideoEncoder, grid: Grid) -> Float[Tensor, "B T V 3 H W"]:
     """The inverse of `patchify`."""
     k, p = encoder.embed.tubelet_frames, encoder.embed.patch_px
     return rearrange(

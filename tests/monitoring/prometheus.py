@@ -16,7 +16,9 @@ import pytest
 
 from tests.runs import free_port
 
-needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus on PATH; launch/system.sh installs it")
+needs_prometheus = pytest.mark.skipif(
+    not shutil.which("prometheus"), reason="no prometheus on PATH; launch/system.sh installs it"
+)
 needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool on PATH; launch/system.sh installs it")
 
 CONFIG = """\

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,9 +38,14 @@ def taken_port() -> Iterator[int]:
 
 def set_everything(exporter: Exporter) -> None:
     """Give every metric of the list a value that no other has."""
+    tell: dict[str, Callable[..., None]] = {
+        "gauge": exporter.set,
+        "info": exporter.set,
+        "counter": exporter.increase,
+        "histogram": exporter.observe,
+    }
     for place, metric in enumerate(METRICS, start=1):
-        tell = {"gauge": exporter.set, "info": exporter.set, "counter": exporter.increase, "histogram": exporter.observe}[metric.kind]
-        tell(metric.name, place, **{label: f"some {label}" for label in metric.labels})
+        tell[metric.kind](metric.name, place, **{label: f"some {label}" for label in metric.labels})
 
 
 def fetch(port: int) -> str:

@@ -53,9 +53,7 @@ def test_a_world_that_does_not_divide_the_batch_ends_before_training(runner: Run
     assert not (finished.folder / "steps.jsonl").exists()
 
 
-def test_broken_images_are_replaced_and_counted_and_too_many_end_the_run(
-    runner: Runner, city: Path, tmp_path: Path
-) -> None:
+def test_broken_images_are_replaced_and_counted_and_too_many_end_the_run(runner: Runner, city: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "city"
     shutil.copytree(city, damaged)
     images = sorted(damaged.glob("s*/CAM_FRONT/*.jpg"))

@@ -65,7 +65,9 @@ def test_each_rank_serves_its_metrics_even_if_its_port_is_taken(tmp_path: Path, 
         listener.listen()
         taken = int(listener.getsockname()[1])
         config = run_config(tmp_path, metrics_port=taken - 1)
-        observer = build_observer(config, Seat(rank=5, local_rank=1), open_store(tmp_path), resumed_at=0, source={}, console=pipe())
+        observer = build_observer(
+            config, Seat(rank=5, local_rank=1), open_store(tmp_path), resumed_at=0, source={}, console=pipe()
+        )
     observer.step(report(1))
     assert f"metrics port {taken} is taken" in caplog.text
     [url] = re.findall(r"metrics of rank 5: (\S+)", caplog.text)

@@ -18,7 +18,9 @@ def test_a_failing_monitor_is_logged_once_and_dropped_and_the_others_go_on(caplo
             observers.step(report(step))
     assert failing.calls == 1
     assert before.steps == after.steps == record.steps == [1, 2, 3]
-    assert [entry.message for entry in caplog.records] == ["FailingObserver failed and is told no more; training goes on without it"]
+    assert [entry.message for entry in caplog.records] == [
+        "FailingObserver failed and is told no more; training goes on without it"
+    ]
 
 
 def test_a_failing_record_stops_the_run() -> None:

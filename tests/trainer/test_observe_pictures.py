@@ -16,7 +16,9 @@ LEFT = pictures.MARGIN_PX + pictures.LABEL_PX
 TOP = pictures.MARGIN_PX + 2 * pictures.LINE_PX
 
 
-def plain(colour: tuple[float, float, float], *, clips: int = 1, frames: int = 1, height: int = 32, width: int = 48) -> np.ndarray:
+def plain(
+    colour: tuple[float, float, float], *, clips: int = 1, frames: int = 1, height: int = 32, width: int = 48
+) -> np.ndarray:
     return np.broadcast_to(np.array(colour, dtype=np.float32)[:, None, None], (clips, frames, 3, height, width)).copy()
 
 

@@ -26,7 +26,9 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def recording(folder: Path, *, resumed_at: int = 0) -> Iterator[RunRecord]:
-    record = RunRecord(open_store(folder), resumed_at=resumed_at, config_yaml="steps: 4\n", environment={"a": 1}, clock=lambda: 7.0)
+    record = RunRecord(
+        open_store(folder), resumed_at=resumed_at, config_yaml="steps: 4\n", environment={"a": 1}, clock=lambda: 7.0
+    )
     with closing(record):
         yield record
 
@@ -103,7 +105,9 @@ def test_a_run_that_begins_anew_drops_what_an_earlier_start_wrote(tmp_path: Path
         assert steps_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("torn", [b'{"step": 3, "lo', b'{"step": 3}', b"\x00\x00\n", b"\xff\n", b"[]\n", b"3\n", b'{"loss": 1}\n'])
+@pytest.mark.parametrize(
+    "torn", [b'{"step": 3, "lo', b'{"step": 3}', b"\x00\x00\n", b"\xff\n", b"[]\n", b"3\n", b'{"loss": 1}\n']
+)
 def test_a_torn_last_line_is_dropped(tmp_path: Path, torn: bytes) -> None:
     write_steps(tmp_path, 2)
     with (tmp_path / "steps.jsonl").open("ab") as file:

@@ -1,6 +1,7 @@
 """Parameter groups, the learning rate of a step and the moving average, on a module whose names are a model's."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_the_rate_rises_linearly_from_zero_and_falls_as_half_a_cosine() -> None:
     assert rates[10] == pytest.approx(2.0)
     assert rates[60] == pytest.approx((2.0 + 0.5) / 2)
     assert rates[110] == pytest.approx(0.5)
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
 
 
 def test_a_longer_cosine_stops_half_way_down_as_croco_does() -> None:

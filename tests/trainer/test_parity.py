@@ -1,6 +1,5 @@
 """The same run under every engine and world size: 20 steps through the public command, on gloo."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,9 +24,9 @@ def alone(runner: Runner) -> Finished:
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def spread(runner: Runner, request: pytest.FixtureRequest) -> Iterator[Finished]:
+def spread(runner: Runner, request: pytest.FixtureRequest) -> Finished:
     engine, processes = ENGINES[request.param]
-    yield runner.run(request.param.replace(" ", "-"), engine=engine, processes=processes)
+    return runner.run(request.param.replace(" ", "-"), engine=engine, processes=processes)
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -57,6 +57,11 @@ class SaveReport:
     seconds: float
     bytes: int
 
+    @property
+    def step(self) -> int:
+        """The step whose state it holds."""
+        return self.record.step
+
 
 class CheckpointManager:
     """The checkpoints of one run, under checkpoints/ in its store."""

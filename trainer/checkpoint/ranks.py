@@ -52,7 +52,7 @@ class Ranks:
             return function()
         except OdonataError as error:
             return error
-        except Exception as error:  # noqa: BLE001 - a defect: the other ranks must hear of it, or they wait for ever
+        except Exception as error:
             failure = OdonataError(f"rank {self.rank}: {type(error).__name__}: {error}")
             failure.__cause__ = error
             return failure

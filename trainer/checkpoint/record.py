@@ -26,10 +26,10 @@ MANIFEST = "manifest.json"
 _OBJECT_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 DTYPE_BYTES = {
-    **{name: 8 for name in ("float64", "int64", "complex64")},
-    **{name: 4 for name in ("float32", "int32")},
-    **{name: 2 for name in ("bfloat16", "float16", "int16")},
-    **{name: 1 for name in ("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "bool")},
+    **dict.fromkeys(("float64", "int64", "complex64"), 8),
+    **dict.fromkeys(("float32", "int32"), 4),
+    **dict.fromkeys(("bfloat16", "float16", "int16"), 2),
+    **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "bool"), 1),
 }
 """Types that a checkpoint may hold, by the names that torch gives them."""
 

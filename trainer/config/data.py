@@ -88,9 +88,10 @@ class DataSection(Section):
 
 
 class NuscenesData(DataSection):
-    """A dataroot in nuScenes format."""
+    """A dataroot in nuScenes format, recorded or written by `odonata synthesize`."""
 
-    kind: Literal["nuscenes"] = "nuscenes"
+    kind: Literal["nuscenes", "synthetic"] = "nuscenes"
+    """synthetic is the same format, with dense ground truth beside the tables."""
     version: str | None = None
     """Version folder, as v1.0-trainval; none takes the only one there is."""
     train_split: str = "train"
@@ -102,12 +103,6 @@ class NuscenesData(DataSection):
     pairs: PairConfig = PairConfig()
     index_folder: Path | None = None
     """Where the columnar index is kept on this node; none is a folder under the system's temporary one."""
-
-
-class SyntheticData(NuscenesData):
-    """A dataroot written by `odonata synthesize`: the same tables, with dense ground truth beside them."""
-
-    kind: Literal["synthetic"] = "synthetic"
 
 
 class ImagePairsData(DataSection):
@@ -126,4 +121,4 @@ class ImagePairsData(DataSection):
         return self
 
 
-DataConfig = Annotated[NuscenesData | SyntheticData | ImagePairsData, Field(discriminator="kind")]
+DataConfig = Annotated[NuscenesData | ImagePairsData, Field(discriminator="kind")]

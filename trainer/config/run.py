@@ -57,7 +57,9 @@ class RunConfig(Section):
             if size % patch:
                 below, above = size // patch * patch, (size // patch + 1) * patch
                 choices = f"{below} or {above}" if below else str(above)
-                raise ValueError(f"data.clip.{name} is {size}, which encoder.patch_px {patch} does not divide; set it to {choices}")
+                raise ValueError(
+                    f"data.clip.{name} is {size}, which encoder.patch_px {patch} does not divide; set it to {choices}"
+                )
         return self
 
     @model_validator(mode="after")

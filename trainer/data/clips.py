@@ -30,7 +30,7 @@ def read_clip(
     images = [
         [
             read_window(
-                index.root / index.file(rows[frame, view]),
+                index.root / index.file(int(rows[frame, view])),
                 windows[view],
                 size_px=tuple(sizes[frame, view].tolist()),
                 clip=name,

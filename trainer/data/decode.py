@@ -49,9 +49,7 @@ def read_size(data: bytes, *, clip: str, file: str) -> tuple[int, int]:
         raise ClipError(clip, f"{file} is no image: {error}") from error
 
 
-def decode_window(
-    data: bytes, window: Window, *, size_px: tuple[int, int], clip: str, file: str
-) -> UInt8[np.ndarray, "H W 3"]:
+def decode_window(data: bytes, window: Window, *, size_px: tuple[int, int], clip: str, file: str) -> UInt8[np.ndarray, "H W 3"]:
     """As `read_window`, from bytes; `file` is named in the error."""
     try:
         with Image.open(io.BytesIO(data)) as image:

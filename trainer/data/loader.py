@@ -37,7 +37,7 @@ class PlacedSample:
     replaced: tuple[str, ...]
 
 
-class PlacedSamples(Dataset[PlacedSample]):
+class PlacedSamples(Dataset):  # its items are PlacedSample; torch's types would have the loader give those, not batches
     """The samples of a run, addressed by their place in it."""
 
     def __init__(self, source: Source, order: Order, preparations: Mapping[str, Preparation]) -> None:

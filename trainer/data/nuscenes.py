@@ -261,8 +261,7 @@ def _field(records: Sequence[Record], name: str, table: str) -> list[Any]:
     except KeyError:
         token = next(record["token"] for record in records if name not in record)
         raise DataError(
-            f"every record of {table}.json was to have a field {name!r} and {token} has none; "
-            "write or download that table again"
+            f"every record of {table}.json was to have a field {name!r} and {token} has none; write or download that table again"
         ) from None
 
 

@@ -57,7 +57,7 @@ class PairSource:
 
     def name(self, index: int) -> str:
         """As Source has it."""
-        return name_clip(self.index, self._rows(self.pairs["anchor"][index]))
+        return name_clip(self.index, self.rows_of(self.anchor(index)))
 
     def describe(self) -> dict[str, float | int | str]:
         """As Source has it."""
@@ -66,8 +66,8 @@ class PairSource:
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """As Source has it."""
-        target_rows = self._rows(self.pairs["anchor"][index])
-        reference_rows = self._rows(self._draw_candidate(index, rng))
+        target_rows = self.rows_of(self.anchor(index))
+        reference_rows = self.rows_of(self._draw_candidate(index, rng))
         view = _Views(self.index, np.concatenate([target_rows[0], reference_rows[0]]))
         windows = self._choose_windows(view, rng)
         try:
@@ -85,18 +85,26 @@ class PairSource:
             "reference_from_target": view.reference_from_target.astype(np.float32),
         }
 
-    def _rows(self, code: int) -> Int[np.ndarray, "T 1"]:
+    def anchor(self, index: int) -> int:
+        """The target clip of a sample as frame * V + camera."""
+        return int(self.pairs["anchor"][index])
+
+    def candidates(self, index: int) -> tuple[Int[np.ndarray, " across"], Int[np.ndarray, " in_time"]]:
+        """The reference clips of a sample, of other cameras and of other times, each as frame * V + camera."""
+        first, end = self.pairs["first_candidate"][index : index + 2]
+        first_in_time = self.pairs["first_in_time"][index]
+        return self.pairs["candidate"][first:first_in_time], self.pairs["candidate"][first_in_time:end]
+
+    def rows_of(self, code: int) -> Int[np.ndarray, "T 1"]:
         """Image rows of the clip that `code`, frame * V + camera, begins."""
-        frame, camera = divmod(int(code), len(self.config.cameras))
+        frame, camera = divmod(code, len(self.config.cameras))
         return self.pairs["frame_rows"][self.pairs["clip_frames"][frame], camera][:, None]
 
     def _draw_candidate(self, index: int, rng: np.random.Generator) -> int:
-        first, end = (int(place) for place in self.pairs["first_candidate"][index : index + 2])
-        first_in_time = int(self.pairs["first_in_time"][index])
+        across, in_time = self.candidates(index)
         wants_across = rng.random() < self.config.pairs.cross_camera_share
-        is_across = first_in_time == end or (wants_across and first_in_time > first)
-        low, high = (first, first_in_time) if is_across else (first_in_time, end)
-        return int(self.pairs["candidate"][rng.integers(low, high)])
+        chosen = across if len(across) and (wants_across or not len(in_time)) else in_time
+        return int(chosen[rng.integers(len(chosen))])
 
     def _choose_windows(self, view: "_Views", rng: np.random.Generator) -> WindowPair:
         out_size_px = _out_size_px(self.config.clip)
@@ -158,9 +166,7 @@ def _placed_windows(view: _Views, out_size_px: tuple[int, int]) -> Iterable[Wind
     yield from itertools.product(target, reference)
 
 
-def _first_that_overlaps(
-    offered: Iterable[WindowPair], overlap: Callable[[WindowPair], float], enough: float
-) -> WindowPair:
+def _first_that_overlaps(offered: Iterable[WindowPair], overlap: Callable[[WindowPair], float], enough: float) -> WindowPair:
     best: tuple[float, WindowPair] | None = None
     for windows in offered:
         share = overlap(windows)

@@ -119,9 +119,7 @@ def mine_pairs(index: Index, config: NuscenesData, scenes: Sequence[int], *, spl
     """Find the pairs of these scenes and write them; returns where. DataError when there are none."""
     began = time.monotonic()
     console = Console(stderr=True)
-    shown = track(
-        scenes, f"mining pairs of split {split}", console=console, transient=True, disable=not console.is_terminal
-    )
+    shown = track(scenes, f"mining pairs of split {split}", console=console, transient=True, disable=not console.is_terminal)
     mined = [mine_scene(index, scene, config.cameras, config.clip, config.pairs) for scene in shown]
     if not any(len(scene.kept.candidate) for scene in mined):
         raise DataError(_explain_nothing(mined, config, split))
@@ -198,7 +196,10 @@ def _mine_across(
     per_frame = overlap[clips[starts]]  # (K, T)
     share = per_frame.mean(-1)
     is_kept = _tell(
-        "across cameras", tally, below_min_overlap=share < config.min_overlap, above_max_overlap=per_frame.max(-1) > config.max_overlap
+        "across cameras",
+        tally,
+        below_min_overlap=share < config.min_overlap,
+        above_max_overlap=per_frame.max(-1) > config.max_overlap,
     )
     kept = starts[is_kept]
     centres = index.world_from_cam(rows[kept])[..., :3, 3]

@@ -35,7 +35,8 @@ class Place(Protocol):
 def describe_environment(place: Place, source: Mapping[str, Any]) -> dict[str, Any]:
     """The environment of this process; `source` is what the training data says of itself."""
     return {
-        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda}
+        | {name: _version(name) for name in _PACKAGES},
         "revision": describe_revision(_HOME),
         "hardware": {
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",

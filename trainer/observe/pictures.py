@@ -62,7 +62,10 @@ class Layout:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the sheet."""
-        right, bottom = self.left(len(self.widths) - 1) + self.widths[-1], self.top(self.clips - 1, self.frames - 1) + self.row_height
+        right, bottom = (
+            self.left(len(self.widths) - 1) + self.widths[-1],
+            self.top(self.clips - 1, self.frames - 1) + self.row_height,
+        )
         return right + MARGIN_PX, bottom + MARGIN_PX
 
     def left(self, column: int) -> int:

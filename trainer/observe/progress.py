@@ -89,7 +89,9 @@ class ProgressLines(SilentObserver):
         """See Observer."""
         self._pace.add(report)
         if self._first or report.step == report.steps or report.step % self._every_steps == 0:
-            log.info("step %d/%d  %s  grad %.3g  %s", report.step, report.steps, _learning(report), report.grad_norm, _pace(self._pace))
+            log.info(
+                "step %d/%d  %s  grad %.3g  %s", report.step, report.steps, _learning(report), report.grad_norm, _pace(self._pace)
+            )
         self._first = False
 
 

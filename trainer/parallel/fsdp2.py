@@ -32,11 +32,12 @@ def shard(model: nn.Module, launch: Launch, config: ParallelConfig) -> None:
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # autocast decides per operation, as under every other engine
     )
-    blocks = _blocks(model)
-    for block in blocks:
+    sharded = [
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=launch.reshard_after_forward)
+        for block in _blocks(model)
+    ]
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    _prefetch(blocks, config.prefetch_blocks)
+    _prefetch(sharded, config.prefetch_blocks)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -54,10 +55,10 @@ def _is_block(module: nn.Module) -> bool:
     return isinstance(module, Block | DecoderBlock)
 
 
-def _blocks(model: nn.Module) -> list[FSDPModule]:
+def _blocks(model: nn.Module) -> list[nn.Module]:
     """Blocks in the order in which they run, each as the module that is called: its checkpoint wrapper where it has one."""
     wrapped = {id(child): parent for parent in model.modules() for child in parent.children() if _wraps(parent, child)}
-    return [wrapped.get(id(m), m) for m in model.modules() if _is_block(m)]  # type: ignore[misc]
+    return [wrapped.get(id(m), m) for m in model.modules() if _is_block(m)]
 
 
 def _wraps(parent: nn.Module, child: nn.Module) -> bool:
@@ -65,10 +66,10 @@ def _wraps(parent: nn.Module, child: nn.Module) -> bool:
 
 
 def _build_mesh(launch: Launch, timeout: datetime.timedelta) -> DeviceMesh:
-    sizes, names = (launch.mesh.replicas, launch.mesh.shards), ("replicate", "shard")
+    sizes = {"replicate": launch.mesh.replicas, "shard": launch.mesh.shards}
     if launch.mesh.replicas == 1:
-        sizes, names = sizes[1:], names[1:]
-    mesh = init_device_mesh(launch.device.type, sizes, mesh_dim_names=names)
+        del sizes["replicate"]
+    mesh = init_device_mesh(launch.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     for group in mesh.get_all_groups():
         # The groups of a mesh do not inherit the time-out of the world: a frozen peer would cost half an hour.
         _set_pg_timeout(timeout, group)

@@ -110,7 +110,9 @@ def is_peer_loss(error: BaseException) -> bool:
 
 def _read_engine(environ: Mapping[str, str], world_size: int) -> tuple[EngineName, Mesh, bool]:
     if environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise ConfigError("accelerate's config file asks for DeepSpeed, which this version does not run; use FSDP with fsdp_version 2")
+        raise ConfigError(
+            "accelerate's config file asks for DeepSpeed, which this version does not run; use FSDP with fsdp_version 2"
+        )
     if world_size == 1:
         return "single", Mesh(replicas=1, shards=1), True
     if environ.get("ACCELERATE_USE_FSDP") == "true":

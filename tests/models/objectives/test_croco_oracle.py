@@ -90,11 +90,10 @@ def test_every_block_gives_the_official_tokens(oracle: Oracle) -> None:
     oracle.complete()
     # The official model normalises the last block's tokens before it returns them.
     norms = {"enc_blocks2": oracle.model.encoder.norm, "dec_blocks": oracle.objective.decoder.norm}
-    for name, packed in seen.items():
-        expected = oracle.tensors[name]
+    for name, expected in ((name, oracle.tensors[name]) for name in seen):
         stack, _, place = name.partition(".")
-        if f"{stack}.{int(place) + 1}" not in seen:
-            packed = norms[stack](packed)
+        is_last = f"{stack}.{int(place) + 1}" not in seen
+        packed = norms[stack](seen[name]) if is_last else seen[name]
         whole_views = packed[-expected.shape[0] * expected.shape[1] :]  # the reference comes after the masked target
         torch.testing.assert_close(whole_views.view_as(expected), expected, atol=PREDICTION_ATOL, rtol=0)
 

@@ -61,15 +61,17 @@ def make_mount(channel: str) -> dict[str, Any]:
 def add_scene(tables: Tables, scene: str, *, begin_us: int, frames: int) -> None:
     """The car drives ahead at constant speed and turns left by 0.1 rad a second."""
     samples = [f"{scene} sample {number}" for number in range((frames + 1) // 2)]
-    tables["scene"].append({
-        "token": scene,
-        "name": scene,
-        "log_token": "log",
-        "nbr_samples": len(samples),
-        "first_sample_token": samples[0],
-        "last_sample_token": samples[-1],
-        "description": "",
-    })
+    tables["scene"].append(
+        {
+            "token": scene,
+            "name": scene,
+            "log_token": "log",
+            "nbr_samples": len(samples),
+            "first_sample_token": samples[0],
+            "last_sample_token": samples[-1],
+            "description": "",
+        }
+    )
     for number, token in enumerate(samples):
         timestamp_us = begin_us + 2 * number * PERIOD_US
         tables["sample"].append({"token": token, "timestamp": timestamp_us, "scene_token": scene, "prev": "", "next": ""})
@@ -79,26 +81,30 @@ def add_scene(tables: Tables, scene: str, *, begin_us: int, frames: int) -> None
             token, is_camera = f"{scene} {channel} {frame:03d}", channel != "LIDAR_TOP"
             elapsed_s = (timestamp_us - begin_us) / 1e6
             half_yaw = 0.05 * elapsed_s
-            tables["ego_pose"].append({
-                "token": token,
-                "timestamp": timestamp_us,
-                "translation": [600.0 + SPEED_M_S[scene] * elapsed_s, 1600.0, 0.0],
-                "rotation": [math.cos(half_yaw), 0.0, 0.0, math.sin(half_yaw)],
-            })
-            tables["sample_data"].append({
-                "token": token,
-                "sample_token": samples[frame // 2],
-                "ego_pose_token": token,
-                "calibrated_sensor_token": f"mount {channel}",
-                "timestamp": timestamp_us,
-                "fileformat": "jpg" if is_camera else "pcd",
-                "is_key_frame": frame % 2 == 0,
-                "width": WIDTH if is_camera else 0,
-                "height": HEIGHT if is_camera else 0,
-                "filename": f"samples/{channel}/{scene}_{frame:03d}.{'jpg' if is_camera else 'pcd.bin'}",
-                "prev": "",
-                "next": "",
-            })
+            tables["ego_pose"].append(
+                {
+                    "token": token,
+                    "timestamp": timestamp_us,
+                    "translation": [600.0 + SPEED_M_S[scene] * elapsed_s, 1600.0, 0.0],
+                    "rotation": [math.cos(half_yaw), 0.0, 0.0, math.sin(half_yaw)],
+                }
+            )
+            tables["sample_data"].append(
+                {
+                    "token": token,
+                    "sample_token": samples[frame // 2],
+                    "ego_pose_token": token,
+                    "calibrated_sensor_token": f"mount {channel}",
+                    "timestamp": timestamp_us,
+                    "fileformat": "jpg" if is_camera else "pcd",
+                    "is_key_frame": frame % 2 == 0,
+                    "width": WIDTH if is_camera else 0,
+                    "height": HEIGHT if is_camera else 0,
+                    "filename": f"samples/{channel}/{scene}_{frame:03d}.{'jpg' if is_camera else 'pcd.bin'}",
+                    "prev": "",
+                    "next": "",
+                }
+            )
 
 
 def write_dataroot(root: Path, tables: Tables, splits: dict[str, list[str]] | None = None) -> Path:

@@ -91,7 +91,9 @@ def test_synthetic_data_is_read_as_nuscenes_is(data: NuscenesData) -> None:
 
 
 def test_an_unknown_split_lists_those_that_are_there(data: NuscenesData) -> None:
-    with pytest.raises(DataError, match=r"split training .* by data\.train_split .*knows train \(1 scenes\), val \(1 scenes\), all"):
+    with pytest.raises(
+        DataError, match=r"split training .* by data\.train_split .*knows train \(1 scenes\), val \(1 scenes\), all"
+    ):
         build_source(data.model_copy(update={"train_split": "training"}), "train", augment=False)
 
 

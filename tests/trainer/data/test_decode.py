@@ -35,7 +35,11 @@ RAMPS = {kind: encode(ramp(WIDTH, HEIGHT), kind) for kind in ("JPEG", "PNG")}
 TEXTURE = encode(texture())
 windows = st.builds(
     lambda seed, width, height, least, is_mirrored: draw_window(
-        (WIDTH, HEIGHT), (width, height), crop_share=(least, 1.0), is_mirrored=is_mirrored, rng=np.random.default_rng(seed)
+        (WIDTH, HEIGHT),
+        (width, height),
+        crop_share=(least, 1.0),
+        is_mirrored=is_mirrored,
+        rng=np.random.default_rng(seed),
     ),
     st.integers(0, 2**32 - 1),
     st.integers(8, 90),

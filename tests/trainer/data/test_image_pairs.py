@@ -1,5 +1,6 @@
 """Image pairs from a plain folder: read in order, and a list that is wrong is named with its line."""
 
+import dataclasses
 import pickle
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.trainer.data.dataroot import ramp
-from trainer.config.data import ClipConfig, ImagePairsData
+from trainer.config.data import AugmentConfig, ClipConfig, ImagePairsData
 from trainer.data.build import build_source, prepare_index
-from trainer.data.source import Source
+from trainer.data.image_pairs import ImagePairSource
 from trainer.errors import ClipError, DataError
 
 LISTING = """\
@@ -24,18 +25,23 @@ left/gone.png right/a.jpg
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, size in (("left/a.png", (40, 30)), ("right/a.jpg", (80, 24)), ("left/b.png", (17, 33)), ("right/b.jpg", (64, 64))):
+    for name, size in (
+        ("left/a.png", (40, 30)),
+        ("right/a.jpg", (80, 24)),
+        ("left/b.png", (17, 33)),
+        ("right/b.jpg", (64, 64)),
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(ramp(*size)).save(tmp_path / name)
     (tmp_path / "pairs.txt").write_text(LISTING)
     return tmp_path
 
 
-def source_of(folder: Path, *, augment: bool = True, **changes: object) -> Source:
+def source_of(folder: Path, *, augment: bool = True, **changes: object) -> ImagePairSource:
     config = ImagePairsData(root=folder, clip=ClipConfig(height_px=16, width_px=24), **changes)
     prepare_index(config)
     source = build_source(config, "train", augment=augment)
-    assert source is not None
+    assert isinstance(source, ImagePairSource)
     return source
 
 
@@ -52,7 +58,7 @@ def test_pairs_of_any_size_become_samples_of_one_shape(folder: Path) -> None:
 
 
 def test_the_same_stream_gives_the_same_pair_and_flips_go_together(folder: Path) -> None:
-    flipped = source_of(folder, augment={"flip_probability": 1.0, "colour_jitter": 0.0})
+    flipped = dataclasses.replace(source_of(folder), augment=AugmentConfig(flip_probability=1.0, colour_jitter=0.0))
     for view in ("target_images", "reference_images"):
         first, again = (flipped.load(0, np.random.default_rng(3))[view][0, 0] for _ in range(2))
         np.testing.assert_array_equal(first, again)
@@ -70,7 +76,8 @@ def test_a_source_survives_pickling(folder: Path) -> None:
     source = source_of(folder)
     copy = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(
-        copy.load(0, np.random.default_rng(1))["target_images"], source.load(0, np.random.default_rng(1))["target_images"]
+        copy.load(0, np.random.default_rng(1))["target_images"],
+        source.load(0, np.random.default_rng(1))["target_images"],
     )
 
 

@@ -63,9 +63,7 @@ def as_step(batches: list[Batch]) -> set[tuple[float, ...]]:
     return {
         (float(index), float(draw), *mask.tolist())
         for batch in batches
-        for index, draw, mask in zip(
-            batch.shared["index"], batch.shared["draw"], batch.prepared["draws"]["mask"], strict=True
-        )
+        for index, draw, mask in zip(batch.shared["index"], batch.shared["draw"], batch.prepared["draws"]["mask"], strict=True)
     }
 
 

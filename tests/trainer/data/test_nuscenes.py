@@ -160,7 +160,11 @@ def test_missing_tables_are_listed(tmp_path: Path) -> None:
         ("scene", "", r"scene\.json .* does not parse"),
         ("calibrated_sensor", '{"token": "a"}', r"calibrated_sensor\.json .* is not a list of records"),
         ("sample", '[{"timestamp": 3}]', r"sample\.json .* is not a list of records with a token"),
-        ("map", '[{"token": "map", "log_tokens": [], "filename": "maps/gone.png"}]', r"devkit was to open .*maps/gone\.png"),
+        (
+            "map",
+            '[{"token": "map", "log_tokens": [], "filename": "maps/gone.png"}]',
+            r"devkit was to open .*maps/gone\.png",
+        ),
         ("splits", '{"train": ["scene-0001"', r"splits\.json was to be read as splits and does not parse"),
         ("splits", '["scene-0001"]', r"splits\.json .* is not of the form"),
     ],
@@ -201,28 +205,53 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("break_it", "sentence"),
     [
-        (set_field("ego_pose", IMAGE, "translation", [0.0, NAN, 0.0]), f"translation .* is not finite, first in {IMAGE}"),
-        (set_field("ego_pose", IMAGE, "translation", [0.0, None, 0.0]), f"translation .* is not finite, first in {IMAGE}"),
+        (
+            set_field("ego_pose", IMAGE, "translation", [0.0, NAN, 0.0]),
+            f"translation .* is not finite, first in {IMAGE}",
+        ),
+        (
+            set_field("ego_pose", IMAGE, "translation", [0.0, None, 0.0]),
+            f"translation .* is not finite, first in {IMAGE}",
+        ),
         (set_field("ego_pose", IMAGE, "rotation", [0.0, 0.0, 0.0, 0.0]), f"is no unit quaternion, first in {IMAGE}"),
         (set_field("ego_pose", IMAGE, "rotation", [1.0, 0.0, 0.0]), rf"is no array of shape \(4,\), first in {IMAGE}"),
-        (set_field("ego_pose", IMAGE, "rotation", "north"), rf"is no array of shape \(4,\), first in {IMAGE}: \['north'\]"),
+        (
+            set_field("ego_pose", IMAGE, "rotation", "north"),
+            rf"is no array of shape \(4,\), first in {IMAGE}: \['north'\]",
+        ),
         (set_field("calibrated_sensor", MOUNT, "rotation", [NAN] * 4), f"rotation .* is not finite, first in {MOUNT}"),
-        (set_field("calibrated_sensor", MOUNT, "camera_intrinsic", []), rf"no array of shape \(3, 3\), first in {MOUNT}"),
-        (set_field("calibrated_sensor", MOUNT, "camera_intrinsic", [[0, 0, 8], [0, 9, 8], [0, 0, 1]]), f"singular .*{MOUNT}"),
-        (set_field("calibrated_sensor", MOUNT, "camera_intrinsic", [[9, 0, 8], [0, 9, 8], [0, 1, 1]]), f"no pinhole .*{MOUNT}"),
-        (set_field("sample_data", IMAGE, "width", 0), f"width, height and in 1 of 12 it is no image size, first in {IMAGE}"),
+        (
+            set_field("calibrated_sensor", MOUNT, "camera_intrinsic", []),
+            rf"no array of shape \(3, 3\), first in {MOUNT}",
+        ),
+        (
+            set_field("calibrated_sensor", MOUNT, "camera_intrinsic", [[0, 0, 8], [0, 9, 8], [0, 0, 1]]),
+            f"singular .*{MOUNT}",
+        ),
+        (
+            set_field("calibrated_sensor", MOUNT, "camera_intrinsic", [[9, 0, 8], [0, 9, 8], [0, 1, 1]]),
+            f"no pinhole .*{MOUNT}",
+        ),
+        (
+            set_field("sample_data", IMAGE, "width", 0),
+            f"width, height and in 1 of 12 it is no image size, first in {IMAGE}",
+        ),
         (set_field("sample_data", IMAGE, "timestamp", None), f"timestamp .* is not finite, first in {IMAGE}"),
         (set_field("sample_data", IMAGE, "ego_pose_token", "gone"), r"refers to token 'gone' of ego_pose\.json"),
         (set_field("sample_data", IMAGE, "sample_token", "gone"), r"devkit .* KeyError: 'gone'|'gone' of sample\.json"),
         (drop_record("sensor", "sensor CAM_BACK"), "devkit .* contradict each other"),
         (drop_record("scene", "scene-0002"), r"refers to token 'scene-0002' of scene\.json"),
-        (drop_field("sample_data", IMAGE, "filename"), f"sample_data.json was to have a field 'filename' and {IMAGE} has none"),
-        (drop_field("ego_pose", IMAGE, "rotation"), f"ego_pose.json was to have a field 'rotation' and {IMAGE} has none"),
+        (
+            drop_field("sample_data", IMAGE, "filename"),
+            f"sample_data.json was to have a field 'filename' and {IMAGE} has none",
+        ),
+        (
+            drop_field("ego_pose", IMAGE, "rotation"),
+            f"ego_pose.json was to have a field 'rotation' and {IMAGE} has none",
+        ),
     ],
 )
-def test_records_that_cannot_be_used_are_named(
-    tmp_path: Path, break_it: Callable[[Tables], None], sentence: str
-) -> None:
+def test_records_that_cannot_be_used_are_named(tmp_path: Path, break_it: Callable[[Tables], None], sentence: str) -> None:
     tables = make_tables(frames=2)
     break_it(tables)
     root = write_dataroot(tmp_path / "root", tables)

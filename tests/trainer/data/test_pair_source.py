@@ -1,5 +1,6 @@
 """The source of pairs: whole samples, the same for the same stream, with intrinsics and poses that fit the pixels."""
 
+import dataclasses
 import pickle
 import shutil
 from pathlib import Path
@@ -15,7 +16,8 @@ from trainer.config.data import NuscenesData
 from trainer.data.build import build_source
 from trainer.data.clips import read_clip
 from trainer.data.frames import find_frames
-from trainer.data.pair_source import PairSource, WindowPair, _Views
+from trainer.data.nuscenes import build_index
+from trainer.data.pair_source import PairSource, _Views
 from trainer.data.transforms import place_window
 from trainer.errors import ClipError
 
@@ -33,6 +35,11 @@ def source_of(data: NuscenesData, *, augment: bool = True) -> PairSource:
     source = build_source(data, "train", augment=augment)
     assert isinstance(source, PairSource)
     return source
+
+
+@pytest.fixture(scope="module")
+def plain(data: NuscenesData) -> PairSource:
+    return source_of(data)
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -82,32 +89,29 @@ def test_every_sample_can_be_read_and_has_its_own_name(data: NuscenesData) -> No
 
 def test_cross_camera_share_is_the_share_where_both_kinds_are_there(data: NuscenesData) -> None:
     source = source_of(change(data, pairs={"cross_camera_share": 0.25}))
-    middle = next(
-        index
-        for index in range(len(source))
-        if source.pairs["first_candidate"][index] < source.pairs["first_in_time"][index] < source.pairs["first_candidate"][index + 1]
-    )
-    rng, camera = stream(), int(source.pairs["anchor"][middle]) % len(YAWS)
+    middle = next(index for index in range(len(source)) if all(map(len, source.candidates(index))))
+    rng, camera = stream(), source.anchor(middle) % len(YAWS)
     drawn = [source._draw_candidate(middle, rng) for _ in range(2000)]
     across = np.mean([candidate % len(YAWS) != camera for candidate in drawn])
     assert across == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 2000))
-    first, end = source.pairs["first_candidate"][middle : middle + 2]
-    assert set(drawn) == set(source.pairs["candidate"][first:end].tolist())
+    assert set(drawn) == set(np.concatenate(source.candidates(middle)).tolist())
 
 
 def test_a_clip_with_one_kind_of_partner_takes_that_one(data: NuscenesData) -> None:
     for share in (0.0, 1.0):
         source = source_of(change(data, pairs={"cross_camera_share": share}))
         for index in range(len(source)):
-            anchor, candidate = int(source.pairs["anchor"][index]), source._draw_candidate(index, stream(index))
+            anchor, candidate = source.anchor(index), source._draw_candidate(index, stream(index))
             assert (anchor % len(YAWS) == candidate % len(YAWS)) == (share == 0)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 30), st.integers(0, 2**32 - 1), st.booleans())
-def test_pixels_are_where_the_intrinsics_of_the_sample_say(data: NuscenesData, index: int, seed: int, flips: bool) -> None:
-    source = source_of(change(data, augment={"flip_probability": float(flips), "colour_jitter": 0.0}))
-    sample = source.load(index, stream(seed))
+def test_pixels_are_where_the_intrinsics_of_the_sample_say(
+    data: NuscenesData, plain: PairSource, index: int, seed: int, flips: bool
+) -> None:
+    augment = data.augment.model_copy(update={"flip_probability": float(flips), "colour_jitter": 0.0})
+    sample = dataclasses.replace(plain, augment=augment).load(index, stream(seed))
     pix_from_cam = np.array([[32.0, 0, 32], [0, 32, 18], [0, 0, 1]])  # of every camera of the drive
     for view in ("target", "reference"):
         moved = sample[f"{view}_pix_from_cam"][0, 0]
@@ -141,26 +145,19 @@ def test_without_augmentation_windows_are_centred_and_colours_are_as_in_the_file
     np.testing.assert_allclose(read_ramp(corner, WIDTH, HEIGHT), [33, 19], atol=1.2)
 
 
-def overlap(source: PairSource, index: int, windows: WindowPair) -> float:
-    """Of windows on the first cross-camera pair of a clip."""
-    candidate = int(source.pairs["candidate"][source.pairs["first_candidate"][index]])
-    target, reference = source._rows(source.pairs["anchor"][index]), source._rows(candidate)
-    return _Views(source.index, np.concatenate([target[0], reference[0]])).overlap(windows)
-
-
 @pytest.mark.parametrize("augment", [True, False])
 def test_square_windows_of_wide_pictures_are_placed_where_the_views_overlap(data: NuscenesData, augment: bool) -> None:
-    square = change(data, clip={"height_px": 16, "width_px": 16}, pairs={"cross_camera_share": 1.0, "min_overlap": 0.2})
+    square = change(data, clip={"height_px": 16, "width_px": 16}, pairs={"cross_camera_share": 1.0, "min_overlap": 0.3})
     source = source_of(square, augment=augment)
-    shares = []
-    for index in range(len(source)):
-        candidate = int(source.pairs["candidate"][source.pairs["first_candidate"][index]])
-        rows = np.concatenate([source._rows(source.pairs["anchor"][index])[0], source._rows(candidate)[0]])
-        view = _Views(source.index, rows)
-        shares.append(view.overlap(source._choose_windows(view, stream(index))))
     centred = (place_window((WIDTH, HEIGHT), (16, 16)),) * 2
-    assert np.mean(np.array(shares) >= 0.2) > 0.9
-    assert max(overlap(source, index, centred) for index in range(len(source))) < 0.2
+    chosen_overlap, centred_overlap = [], []
+    for index in range(len(source)):
+        codes = source.anchor(index), int(source.candidates(index)[0][0])
+        view = _Views(source.index, np.concatenate([source.rows_of(code)[0] for code in codes]))
+        chosen_overlap.append(view.overlap(source._choose_windows(view, stream(index))))
+        centred_overlap.append(view.overlap(centred))
+    assert np.mean(np.array(chosen_overlap) >= 0.3) > 0.9
+    assert max(centred_overlap) < 0.3
 
 
 def test_a_clip_of_the_whole_surround_is_read_with_its_poses(data: NuscenesData) -> None:
@@ -201,7 +198,9 @@ def test_a_broken_image_is_a_clip_error_that_names_clip_and_file(
     data: NuscenesData, tmp_path: Path, harm: Any, reason: str
 ) -> None:
     shutil.copytree(data.root, tmp_path / "root")
-    source = source_of(data.model_copy(update={"root": tmp_path / "root", "index_folder": tmp_path / "index"}))
+    copied = data.model_copy(update={"root": tmp_path / "root", "index_folder": tmp_path / "index"})
+    build_index(copied)
+    source = source_of(copied)
     for image in (tmp_path / "root" / "samples" / "CAM_FRONT").glob("*_000.jpg"):
         harm(image)
     with pytest.raises(ClipError, match=reason) as caught:

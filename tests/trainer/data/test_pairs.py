@@ -105,9 +105,7 @@ def candidates_of(pairs: Columns) -> list[tuple[int, int, bool, float]]:
 
 
 def change(data: NuscenesData, *, clip: dict | None = None, **pairs: float) -> NuscenesData:
-    return data.model_copy(
-        update={"clip": data.clip.model_copy(update=clip or {}), "pairs": data.pairs.model_copy(update=pairs)}
-    )
+    return data.model_copy(update={"clip": data.clip.model_copy(update=clip or {}), "pairs": data.pairs.model_copy(update=pairs)})
 
 
 def expected_pairs(index: Index, config: NuscenesData) -> dict[tuple[int, int], float]:
@@ -138,9 +136,7 @@ def expected_pairs(index: Index, config: NuscenesData) -> dict[tuple[int, int], 
 
 
 @pytest.mark.parametrize("clip", [{"frames": 1}, {"frames": 2, "spacing_s": 0.5}, {"frames": 3, "spacing_s": 0.25}])
-def test_mined_pairs_are_those_that_looking_at_every_pair_of_clips_finds(
-    data: NuscenesData, index: Index, clip: dict
-) -> None:
+def test_mined_pairs_are_those_that_looking_at_every_pair_of_clips_finds(data: NuscenesData, index: Index, clip: dict) -> None:
     config = change(data, clip=clip, max_overlap=0.9)
     mined = candidates_of(Columns(mine_pairs(index, config, [0], split="train")))
     expected = expected_pairs(index, config)
@@ -226,14 +222,20 @@ def without_images(tables: Tables, channel: str) -> Tables:
 @pytest.mark.parametrize(
     ("clip", "pairs", "sentence"),
     [
-        ({"frames": 64, "spacing_s": 1.0}, {}, r"64 frames 1 s apart .* longest scene lasts 3\.75 s.*lower data\.clip\.frames"),
-        ({}, {"min_overlap": 0.94, "max_overlap": 0.95}, r"none of its 48 clips .* across cameras: below_min_overlap.*widen"),
+        (
+            {"frames": 64, "spacing_s": 1.0},
+            {},
+            r"64 frames 1 s apart .* longest scene lasts 3\.75 s.*lower data\.clip\.frames",
+        ),
+        (
+            {},
+            {"min_overlap": 0.94, "max_overlap": 0.95},
+            r"none of its 48 clips .* across cameras: below_min_overlap.*widen",
+        ),
         ({}, {"min_motion_m": 100.0, "cross_camera_share": 0.0}, r"turned away: \d+ in time: below_min_motion_m"),
     ],
 )
-def test_no_pairs_at_all_is_explained(
-    data: NuscenesData, index: Index, clip: dict, pairs: dict, sentence: str
-) -> None:
+def test_no_pairs_at_all_is_explained(data: NuscenesData, index: Index, clip: dict, pairs: dict, sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         mine_pairs(index, change(data, clip=clip, **pairs), [0], split="train")
 
@@ -261,9 +263,7 @@ def test_frames_in_which_a_camera_is_missing_are_left_out_of_its_clips(data: Nus
     assert {3, 6} <= used
 
 
-def test_the_six_neighbours_of_the_real_keyframe_overlap_and_no_others_do(
-    keyframe_dataroot: Path, tmp_path: Path
-) -> None:
+def test_the_six_neighbours_of_the_real_keyframe_overlap_and_no_others_do(keyframe_dataroot: Path, tmp_path: Path) -> None:
     index = open_index(build_index(NuscenesData(root=keyframe_dataroot, index_folder=tmp_path)))
     rows = np.array([index.images_of(0, camera).start for camera in SURROUND_CAMERAS])
     target, reference = np.divmod(np.arange(36), 6)

@@ -16,9 +16,7 @@ seeds = st.integers(0, 2**32 - 1)
 def test_windows_lie_inside_the_source_and_keep_the_aspect_ratio(
     source: tuple[int, int], out: tuple[int, int], share: float, seed: int, is_mirrored: bool
 ) -> None:
-    window = draw_window(
-        source, out, crop_share=(share, share), is_mirrored=is_mirrored, rng=np.random.default_rng(seed)
-    )
+    window = draw_window(source, out, crop_share=(share, share), is_mirrored=is_mirrored, rng=np.random.default_rng(seed))
     left, top, right, bottom = window.box
     assert left >= 0 and top >= 0
     assert right <= source[0] + 1e-6 and bottom <= source[1] + 1e-6

@@ -72,7 +72,7 @@ def test_fsdp1_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_mesh_that_is_not_the_world_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="2 replicas x 2 shards .* 8 processes started"):
+    with pytest.raises(ConfigError, match=r"2 replicas x 2 shards .* 8 processes started"):
         read_launch(environ_of("hsdp", monkeypatch, world_size=8), ParallelConfig())
 
 
