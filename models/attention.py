@@ -11,7 +11,7 @@ Lengths are Python integers, known without asking the device; a pack of equal sh
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import groupby
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Backend = Literal["xformers", "sdpa"]
+
+_XFORMERS_ALIGNMENT_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,20 @@ def attend(
     return _BACKENDS[backend](q, k, v, segments)
 
 
-def choose_backend(asked: Literal["auto", "xformers", "sdpa"], device: torch.device) -> Backend:
-    """The backend for `asked` on `device`; ValueError where xFormers is asked for and cannot run."""
+def choose_backend(
+    asked: Literal["auto", "xformers", "sdpa"],
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+    head_width: int = 64,
+) -> Backend:
+    """The backend for `asked` on `device`, for heads as wide as `head_width`; ValueError where xFormers is asked for and cannot run.
+
+    Every head width of models/config.py fits; `dtype` and `head_width` matter to shapes of one's own.
+    """
     if asked == "sdpa" or (asked == "auto" and device.type != "cuda"):
         return "sdpa"
-    problem = _why_no_xformers(device)
+    problem = _why_no_xformers(device, dtype, head_width)
     if problem is None:
         return "xformers"
     if asked == "auto":
@@ -97,12 +108,29 @@ def _attend_equal(q: Tensor, k: Tensor, v: Tensor, *, count: int) -> Tensor:
     return F.scaled_dot_product_attention(*batched).transpose(1, 2).flatten(0, 1)
 
 
-def _why_no_xformers(device: torch.device) -> str | None:
-    """What keeps xFormers from running on `device`; none when it can."""
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What linear layers make of `x`: autocast's type where it is on."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _why_no_xformers(device: torch.device, dtype: torch.dtype, head_width: int) -> str | None:
+    """What keeps xFormers from running; none when it can."""
     if device.type != "cuda":
         return f"which runs on CUDA only, and this is {device.type}"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"which computes in float32, float16 and bfloat16, and this is {dtype}"
+    if head_width * dtype.itemsize % _XFORMERS_ALIGNMENT_BYTES:
+        multiple = _XFORMERS_ALIGNMENT_BYTES // dtype.itemsize
+        return f"which needs heads of a multiple of {multiple} channels in {dtype}, and these have {head_width}"
+    return _why_no_import()
+
+
+@cache
+def _why_no_import() -> str | None:
+    # Asked for in every forward, and Python does not remember an import that failed.
     try:
-        import xformers.ops  # noqa: F401
+        from xformers.ops import memory_efficient_attention  # noqa: F401
     except ImportError as error:
         return f"which cannot be imported: {error}"
     return None

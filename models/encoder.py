@@ -12,19 +12,16 @@ With one frame, one camera and tubelet_frames 1 this is CroCo's encoder, and off
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.attention import Segments, choose_backend
-from models.config import EncoderConfig, Grid, TransformerShape
-from models.layers import NORM_EPS, Block, Pack, branch_scales
-from models.positions import Rotation, rotary_table, sincos_table, take_tokens
-
-Positions = Literal["sincos", "rope"]
+from models.attention import Segments, choose_backend, compute_dtype
+from models.config import AttentionBackend, EncoderConfig, Grid, TransformerShape
+from models.layers import Block, Norm, Pack, branch_scales
+from models.positions import Positions, PositionTables, Rotation, take_tokens
 
 
 @dataclass(frozen=True)
@@ -81,17 +78,18 @@ class VideoEncoder(nn.Module):
         positions: Positions,
         has_time: bool,
         drop_path: float = 0.0,
-        attention: Literal["auto", "xformers", "sdpa"] = "auto",
+        attention: AttentionBackend = "auto",
     ) -> None:
         super().__init__()
         self.shape = shape
         self.positions = positions
         self.has_time = has_time
         self.attention = attention
+        self.tables = PositionTables(positions, shape, has_time=has_time)
         self.drop_rates = [drop_path * place / max(1, shape.depth - 1) for place in range(shape.depth)]
         self.embed = TubeletEmbed(shape.width, patch_px, tubelet_frames)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
-        self.norm = nn.LayerNorm(shape.width, eps=NORM_EPS)
+        self.norm = Norm(shape.width)
 
     def forward(self, groups: Sequence[ClipGroup]) -> list[Float[Tensor, "B n C"]]:
         """Tokens of each group, normalised, in the order of its visible indices."""
@@ -106,23 +104,24 @@ class VideoEncoder(nn.Module):
 
     def _embed(self, group: ClipGroup) -> Float[Tensor, "B n C"]:
         tokens = self.embed(group.images, group.visible).float()  # the residual stream is float32 under autocast
-        if self.positions == "sincos":
-            table = sincos_table(self.embed.grid(group.images), self.shape.width, tokens.device)
-            tokens = tokens + take_tokens(table, group.visible, len(tokens))
-        return tokens
+        table = self.tables.added(self.embed.grid(group.images), tokens.device)
+        return tokens if table is None else tokens + take_tokens(table, group.visible, len(tokens))
 
     def _pack(self, groups: Sequence[ClipGroup], embedded: Sequence[Tensor]) -> Pack:
         lengths = [tokens.shape[1] for tokens in embedded for _ in range(tokens.shape[0])]
-        backend = choose_backend(self.attention, embedded[0].device)
-        if self.positions == "sincos":
-            return Pack(Segments.within(lengths), backend)
-        rotation = Rotation.join([self._rotation(group) for group in groups])
+        backend = choose_backend(
+            self.attention,
+            embedded[0].device,
+            dtype=compute_dtype(embedded[0]),
+            head_width=self.shape.width // self.shape.heads,
+        )
+        rotations = [self._rotation(group) for group in groups]
+        rotation = Rotation.join([turn for turn in rotations if turn])
         return Pack(Segments.within(lengths), backend, rotation)
 
-    def _rotation(self, group: ClipGroup) -> Rotation:
-        grid, head_width = self.embed.grid(group.images), self.shape.width // self.shape.heads
-        table = rotary_table(grid, head_width, group.images.device, has_time=self.has_time)
-        return table.of(group.visible, len(group.images))
+    def _rotation(self, group: ClipGroup) -> Rotation | None:
+        table = self.tables.rotation(self.embed.grid(group.images), group.images.device)
+        return table and table.of(group.visible, len(group.images))
 
     def _branch_scale(self, groups: Sequence[ClipGroup], embedded: Sequence[Tensor], place: int) -> Float[Tensor, "2 N 1"] | None:
         rate = self.drop_rates[place]

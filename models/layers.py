@@ -8,6 +8,7 @@ numbers from outside, so a block is a pure function and may be recomputed.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -27,6 +28,16 @@ class Pack:
     rotation: Rotation | None = None
     key_rotation: Rotation | None = None
     """Positions of the keys where they are other tokens than the queries; none of both for sin-cos positions."""
+
+
+class Norm(nn.LayerNorm):
+    """LayerNorm computed in float32: FSDP2 may gather its weights in bf16, which torch refuses to mix with float32 tokens on CPU."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=NORM_EPS)
+
+    def forward(self, x: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
 class SelfAttention(nn.Module):
@@ -75,7 +86,7 @@ class Mlp(nn.Module):
         self.fc2 = build_linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-        return self.fc2(nn.functional.gelu(self.fc1(x)))
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -83,9 +94,9 @@ class Block(nn.Module):
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(shape.width, eps=NORM_EPS)
+        self.norm1 = Norm(shape.width)
         self.attn = SelfAttention(shape.width, shape.heads)
-        self.norm2 = nn.LayerNorm(shape.width, eps=NORM_EPS)
+        self.norm2 = Norm(shape.width)
         self.mlp = Mlp(shape.width, shape.hidden)
 
     def forward(
@@ -103,12 +114,12 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(shape.width, eps=NORM_EPS)
+        self.norm1 = Norm(shape.width)
         self.attn = SelfAttention(shape.width, shape.heads)
-        self.norm2 = nn.LayerNorm(shape.width, eps=NORM_EPS)
-        self.norm_y = nn.LayerNorm(shape.width, eps=NORM_EPS)
+        self.norm2 = Norm(shape.width)
+        self.norm_y = Norm(shape.width)
         self.cross_attn = CrossAttention(shape.width, shape.heads)
-        self.norm3 = nn.LayerNorm(shape.width, eps=NORM_EPS)
+        self.norm3 = Norm(shape.width)
         self.mlp = Mlp(shape.width, shape.hidden)
 
     def forward(

@@ -84,6 +84,7 @@ def load_official(path: Path) -> PretrainingModel:
 
 def load_official_weights(model: PretrainingModel, weights: Mapping[str, Tensor]) -> None:
     """Fill `model` with weights under official names; ValueError lists names and shapes that do not fit."""
+    _check_tables(model, weights)
     ours = {name: _to_ours(name, tensor) for name, tensor in weights.items() if name not in _TABLES}
     renamed = {rename_from_official(name): tensor for name, tensor in ours.items()}
     live = model.state_dict()
@@ -110,9 +111,7 @@ def export_official(model: PretrainingModel, grid: Grid) -> dict[str, Tensor]:
         raise ValueError(f"a kernel over {kernel.shape[2]} frames has no place in CroCo; export a model with tubelet_frames 1")
     weights["patch_embed.proj.weight"] = kernel[:, :, 0]
     if model.encoder.positions == "sincos":
-        widths = (model.encoder.shape.width, _decoder_of(model).shape.width)
-        tables = (sincos_table(grid, width, kernel.device) for width in widths)
-        weights |= dict(zip(_TABLES, tables, strict=True))
+        weights |= _tables(model, grid)
     return weights
 
 
@@ -166,7 +165,30 @@ def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _decoder_of(model: PretrainingModel) -> CrossViewDecoder:
+def _tables(model: PretrainingModel, grid: Grid) -> dict[str, Tensor]:
+    """The position tables of a cosine model, under their official names."""
+    widths = (model.encoder.shape.width, _objective_of(model).decoder.shape.width)
+    return {name: sincos_table(grid, width, torch.device("cpu")) for name, width in zip(_TABLES, widths, strict=True)}
+
+
+def _check_tables(model: PretrainingModel, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that were trained with positions of another kind or another grid than the model's."""
+    grid = _objective_of(model).grid
+    found = sorted(weights.keys() & set(_TABLES))
+    if model.encoder.positions == "rope":
+        if found:
+            raise ValueError(f"these weights carry {', '.join(found)}, so sin-cos positions, and the model has rotary ones")
+        return
+    for name, table in _tables(model, grid).items():
+        if name not in weights:
+            raise ValueError(f"these weights carry no {name}, so rotary positions, and the model has sin-cos ones")
+        if weights[name].shape != table.shape or not torch.allclose(weights[name].cpu().float(), table, atol=1e-5):
+            raise ValueError(
+                f"{name} is not the sin-cos table of a grid of {grid.h} x {grid.w} patches; give the model that grid"
+            )
+
+
+def _objective_of(model: PretrainingModel) -> CrocoObjective:
     objective = model.objectives["croco"]
     assert isinstance(objective, CrocoObjective)
-    return objective.decoder
+    return objective

@@ -8,20 +8,22 @@ exactly an image.
 
 Rotary (Su et al. 2021, in 2D by CroCo v2): the width of a head is split into one part an axis, y before x; in a part of
 width d, element j turns with element j + d/2 by the angle p / base^(2j/d). A video encoder puts a part for time before
-them: 2 (3D // 16) channels for each of y and x, the rest for time (24, 24 and 16 of 64). Angles, sine and cosine are float32
-whatever the tokens are: in bf16 an angle of 76 patches is off by 0.34.
+them: 2 (3D // 16) channels for each of y and x, the rest for time (24, 24 and 16 of 64). Cameras of one instant share their
+angles. Sine and cosine are float32 whatever the tokens are: in bf16 an angle of 76 patches turns a value by 0.34 too far.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.config import Grid
+from models.config import Grid, TransformerShape
+
+Positions = Literal["sincos", "rope"]
 
 ROPE_BASE = 100.0
 
@@ -40,8 +42,10 @@ class Rotation(NamedTuple):
         return Rotation(cos, sin, self.parts)
 
     @classmethod
-    def join(cls, rotations: "Sequence[Rotation]") -> "Rotation":
-        """The rotations of one pack after another."""
+    def join(cls, rotations: "Sequence[Rotation]") -> "Rotation | None":
+        """The rotations of one pack after another; none of none."""
+        if not rotations:
+            return None
         cos = torch.cat([rotation.cos for rotation in rotations])
         sin = torch.cat([rotation.sin for rotation in rotations])
         return cls(cos, sin, rotations[0].parts)
@@ -61,7 +65,37 @@ def coordinates(grid: Grid) -> Int[np.ndarray, "N 4"]:
     return np.stack(axes, axis=-1).reshape(-1, 4)
 
 
-@lru_cache(maxsize=64)
+class PositionTables:
+    """The tables of one module, made once for each grid and device.
+
+    The module keeps them, not the process: a model under fake tensors must leave nothing behind that a real one finds.
+    """
+
+    def __init__(self, kind: Positions, shape: TransformerShape, *, has_time: bool) -> None:
+        self.kind = kind
+        self.shape = shape
+        self.has_time = has_time
+        self._added: dict[tuple[Grid, torch.device], Tensor] = {}
+        self._rotations: dict[tuple[Grid, torch.device], Rotation] = {}
+
+    def added(self, grid: Grid, device: torch.device) -> Float[Tensor, "N C"] | None:
+        """What is added to tokens; none with rotary positions."""
+        if self.kind != "sincos":
+            return None
+        if (grid, device) not in self._added:
+            self._added[grid, device] = sincos_table(grid, self.shape.width, device)
+        return self._added[grid, device]
+
+    def rotation(self, grid: Grid, device: torch.device) -> Rotation | None:
+        """By what queries and keys turn; none with sin-cos positions."""
+        if self.kind != "rope":
+            return None
+        if (grid, device) not in self._rotations:
+            head_width = self.shape.width // self.shape.heads
+            self._rotations[grid, device] = rotary_table(grid, head_width, device, has_time=self.has_time)
+        return self._rotations[grid, device]
+
+
 def sincos_table(grid: Grid, width: int, device: torch.device) -> Float[Tensor, "N C"]:
     """The table that is added to tokens, float32."""
     assert width % 4 == 0, f"a 2D table needs a width that 4 divides, not {width}"
@@ -72,7 +106,6 @@ def sincos_table(grid: Grid, width: int, device: torch.device) -> Float[Tensor, 
     return torch.from_numpy(table.astype(np.float32)).to(device)
 
 
-@lru_cache(maxsize=64)
 def rotary_table(grid: Grid, head_width: int, device: torch.device, *, has_time: bool) -> Rotation:
     """Rotation of each token of `grid`, float32; `has_time` gives a part of every head to time."""
     t, _, y, x = coordinates(grid).T

@@ -61,6 +61,7 @@ class CrocoObjective(Objective):
         super().__init__()
         self.config = config
         self.decoder = decoder
+        self.grid = grid
         self.tokens_per_sample = count_visible(grid, config.mask) + grid.tokens
 
     def forward(self, encoder: VideoEncoder, batch: Batch) -> Losses:
@@ -159,14 +160,19 @@ def build_croco(config: CrocoConfig, encoder_config: EncoderConfig, encoder: Vid
 
 def normalise(images: UInt8[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T V 3 H W"]:
     """Bytes to float32 with ImageNet's mean and deviation."""
-    mean, std = _imagenet(images.device)
-    return (images.float() / 255 - mean) / std
+    scaled = images.float() / 255
+    # Channel by channel, by numbers: a tensor of constants would be copied to the device, which waits for it, in every step.
+    for channel, mean, std in zip(scaled.unbind(-3), IMAGENET_MEAN, IMAGENET_STD, strict=True):
+        channel.sub_(mean).div_(std)
+    return scaled
 
 
 def denormalise(images: Float[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T V 3 H W"]:
     """Back to [0, 1]."""
-    mean, std = _imagenet(images.device)
-    return (images.float() * std + mean).clamp(0, 1)
+    scaled = images.to(torch.float32, copy=True)
+    for channel, mean, std in zip(scaled.unbind(-3), IMAGENET_MEAN, IMAGENET_STD, strict=True):
+        channel.mul_(std).add_(mean)
+    return scaled.clamp_(0, 1)
 
 
 def patchify(images: Float[Tensor, "B T V 3 H W"], encoder: VideoEncoder) -> Float[Tensor, "B N values"]:
@@ -194,11 +200,6 @@ def unpatchify(tokens: Float[Tensor, "B N values"], encoder: VideoEncoder, grid:
 def _mean_and_deviation(truth: Float[Tensor, "B N values"]) -> tuple[Tensor, Tensor]:
     variance, mean = torch.var_mean(truth, dim=-1, keepdim=True)  # unbiased, as the paper's code has it
     return mean, (variance + _VARIANCE_EPS).sqrt()
-
-
-def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean, std
 
 
 def _another_scene(scene: Int[Tensor, " B"]) -> Int[Tensor, " B"]:

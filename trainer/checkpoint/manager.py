@@ -250,13 +250,12 @@ def _load(store: Store, record: Record, state: Mapping[str, Tensor], ranks: Rank
 
 def _find_to_warm_start(store: Store) -> Record:
     reasons: list[str] = []
-    for prefix in ["", *_find_saves(store)[0]]:
+    for prefix in [""] if store.list(MANIFEST) else _find_saves(store)[0]:
         found = _read_record(store, prefix)
         if isinstance(found, Record):
             return found
-        if prefix:
-            reasons.append(f"{prefix}: {found}")
-            log.warning("passed over the checkpoint %s of %s: %s", prefix, store.uri, found)
+        reasons.append(f"{prefix}{': ' if prefix else ''}{found}")
+        log.warning("passed over the checkpoint %s/%s: %s", store.uri, prefix, found)
     raise CheckpointError(
         f"weights to start from were asked for in {store.uri}, which holds no whole checkpoint"
         f"{' (' + '; '.join(reasons[:_NAMED]) + ')' if reasons else ''}; give a run's folder, or one folder in its {_FOLDER}/"

@@ -37,8 +37,7 @@ def prepare_index(config: DataConfig) -> None:
     if isinstance(config, ImagePairsData):
         return
     for split in SPLITS:
-        if _split_name(config, split) is not None:
-            _open_pairs(config, split)
+        build_source(config, split, augment=False)
 
 
 def build_source(config: DataConfig, split: Split, *, augment: bool) -> Source | None:
@@ -47,26 +46,26 @@ def build_source(config: DataConfig, split: Split, *, augment: bool) -> Source |
     if isinstance(config, ImagePairsData):
         list_name = config.train_list if split == "train" else config.val_list
         return None if list_name is None else read_image_pairs(config, list_name, augmentation)
-    if _split_name(config, split) is None:
+    name = config.train_split if split == "train" else config.val_split
+    if name is None:
         return None
-    index, pairs = _open_pairs(config, split)
+    index, pairs = _open_pairs(config, split, name)
     return PairSource(index, pairs, config, augmentation)
 
 
-def _open_pairs(config: NuscenesData, split: Split) -> tuple[Index, Columns]:
+def _open_pairs(config: NuscenesData, split: Split, name: str) -> tuple[Index, Columns]:
     path = index_path(config)
     _make_once(path, lambda: _build_in_own_process(config, path))
     index = open_index(path)
-    scenes = find_scenes(index, config, split)
+    scenes = find_scenes(index, split, name)
     _check_cameras(index, config)
     pairs = pairs_path(index, config, scenes)
-    _make_once(pairs, lambda: mine_pairs(index, config, scenes, split=_split_name(config, split)))
+    _make_once(pairs, lambda: mine_pairs(index, config, scenes, split=name))
     return index, Columns(pairs)
 
 
-def find_scenes(index: Index, config: NuscenesData, split: Split) -> list[int]:
-    """Rows of the scenes of a split; DataError where it is unknown or empty here."""
-    name = _split_name(config, split)
+def find_scenes(index: Index, split: Split, name: str) -> list[int]:
+    """Rows of the scenes of split `name`; DataError where it is unknown or empty here."""
     asked = f"split {name} was asked for by data.{split}_split"
     known = ", ".join(f"{known} ({len(scenes)} scenes)" for known, scenes in index.splits.items())
     if name not in index.splits:
@@ -90,16 +89,18 @@ def _check_cameras(index: Index, config: NuscenesData) -> None:
         )
 
 
-def _split_name(config: NuscenesData, split: Split) -> str | None:
-    return config.train_split if split == "train" else config.val_split
-
-
 def _make_once(path: Path, make: Callable[[], object]) -> None:
     if is_whole(path):
         return
-    with _locked(path.with_name(f"{path.name}.lock")):
-        if not is_whole(path):
-            make()
+    try:
+        with _locked(path.with_name(f"{path.name}.lock")):
+            if not is_whole(path):
+                make()
+    except OSError as error:
+        raise DataError(
+            f"the index of a dataroot was to be written to {path} and cannot be: {error}; "
+            "set data.index_folder to a folder of this node that can be written and has room"
+        ) from error
 
 
 @contextlib.contextmanager

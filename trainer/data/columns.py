@@ -8,7 +8,6 @@ Left to others: what the columns mean (`index.py`, `pairs.py`).
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -53,7 +52,7 @@ def write_columns(folder: Path, arrays: Mapping[str, np.ndarray], header: Mappin
         (unfinished / HEADER).write_text(json.dumps({**header, "arrays": layout}, indent=1))
         if folder.exists():
             shutil.rmtree(folder)
-        os.rename(unfinished, folder)
+        unfinished.rename(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

@@ -9,7 +9,6 @@ What cannot be read becomes a ClipError, which the loader replaces and counts.
 """
 
 import io
-import math
 import struct
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from trainer.errors import ClipError
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 """Pillow's default; a library that turned it on would have us train on half-grey pictures."""
+
+_JPEG_SCALES = (8, 4, 2)
 
 _UNREADABLE = (OSError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
 """What Pillow's decoders raise on bytes that are no whole image."""
@@ -64,13 +65,10 @@ def decode_window(data: bytes, window: Window, *, size_px: tuple[int, int], clip
 
 def shrink(image: Image.Image, window: Window) -> int:
     """Tell a JPEG decoder the largest divisor of the size at which `window` still covers its output, and return it."""
-    width, height = image.size
-    least = (
-        _round_up(width * window.width_px / window.source_width_px),
-        _round_up(height * window.height_px / window.source_height_px),
-    )
-    drafted = image.draft(None, least)
-    return 1 if drafted is None else round(width / drafted[1][2])
+    enlarged = min(window.source_width_px / window.width_px, window.source_height_px / window.height_px)
+    scale = next((scale for scale in _JPEG_SCALES if scale <= enlarged + 1e-6), 1)
+    drafted = image.draft(None, (image.width // scale, image.height // scale))
+    return scale if drafted else 1
 
 
 def _resize(image: Image.Image, window: Window) -> Image.Image:
@@ -80,7 +78,3 @@ def _resize(image: Image.Image, window: Window) -> Image.Image:
     size = (window.width_px, window.height_px)
     coloured = image if image.mode == "RGB" else image.convert("RGB")  # which copies where there is nothing to convert
     return coloured.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
-
-
-def _round_up(side: float) -> int:
-    return math.ceil(side - 1e-6)

@@ -86,7 +86,7 @@ def read_image_pairs(config: ImagePairsData, list_name: str, augment: AugmentCon
 
 def _split_line(path: Path, number: int, line: str) -> tuple[bytes, bytes]:
     words = line.encode().split()
-    if len(words) != 2:  # noqa: PLR2004: a pair
+    if len(words) != 2:
         raise DataError(
             f"{path} line {number} was to name two images and has {len(words)} columns: {line.strip()!r}; "
             "write two paths without spaces, relative to the folder, with a space between them"

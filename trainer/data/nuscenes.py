@@ -103,7 +103,7 @@ def build_index(config: NuscenesData) -> Path:
 
 def open_devkit(root: Path, version: str) -> "NuScenes":
     """The devkit on these tables; its failures become a DataError that names the file at fault."""
-    from nuscenes.nuscenes import NuScenes  # noqa: PLC0415: see the top of this file
+    from nuscenes.nuscenes import NuScenes  # slow, and never in a worker
 
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
@@ -265,7 +265,7 @@ def _field(records: Sequence[Record], name: str, table: str) -> list[Any]:
         ) from None
 
 
-def _numbers(records: Sequence[Record], name: str, table: str, shape: tuple[int, ...]) -> Float64[np.ndarray, "K *shape"]:
+def _numbers(records: Sequence[Record], name: str, table: str, shape: tuple[int, ...]) -> Float64[np.ndarray, " ..."]:
     values = _field(records, name, table)
     if records and not _has_shape(values, (len(records), *shape)):
         fits = np.array([_has_shape(value, shape) for value in values])
@@ -323,7 +323,7 @@ def _splits_of_file(path: Path) -> dict[str, list[str]]:
 
 
 def _splits_of_devkit(version: str) -> dict[str, list[str]]:
-    from nuscenes.utils.splits import create_splits_scenes  # noqa: PLC0415: see the top of this file
+    from nuscenes.utils.splits import create_splits_scenes  # slow, and never in a worker
 
     splits = create_splits_scenes()
     if version.endswith("mini"):

@@ -26,7 +26,7 @@ from trainer.data.transforms import Window, draw_window, jitter_colours, move_in
 from trainer.errors import ClipError
 
 _WINDOW_DRAWS = 16
-_PLACES = tuple(itertools.product((0.5, 0.0, 1.0), repeat=2))
+_PLACES: tuple[tuple[float, float], ...] = tuple(itertools.product((0.5, 0.0, 1.0), (0.5, 0.0, 1.0)))
 """Where evaluation may put a window, the centre first."""
 
 WindowPair = tuple[Window, Window]
@@ -107,11 +107,9 @@ class PairSource:
         return int(chosen[rng.integers(len(chosen))])
 
     def _choose_windows(self, view: "_Views", rng: np.random.Generator) -> WindowPair:
-        out_size_px = _out_size_px(self.config.clip)
-        if self.augment is None:
-            offered = _placed_windows(view, out_size_px)
-        else:
-            offered = _drawn_windows(view, out_size_px, self.augment, rng)
+        size_px = _out_size_px(self.config.clip)
+        augment = self.augment
+        offered = _drawn_windows(view, size_px, augment, rng) if augment else _placed_windows(view, size_px)
         return _first_that_overlaps(offered, view.overlap, self.config.pairs.min_overlap)
 
 

@@ -321,7 +321,7 @@ def _join(mined: Sequence[MinedScene], scenes: Sequence[int], V: int) -> dict[st
     candidates = np.concatenate([scene.kept.candidate + first * V for scene, first in shifted])
     clips = [np.where(scene.clips == NO_ROW, NO_ROW, scene.clips + first) for scene, first in shifted]
     is_in_time = np.concatenate([scene.kept.is_in_time for scene in mined])
-    anchor, first_candidate, count = np.unique(anchors, return_index=True, return_counts=True)
+    anchor, first_candidate = np.unique(anchors, return_index=True)
     across = np.add.reduceat(~is_in_time, first_candidate, dtype=np.int64)
     return {
         "frame_rows": np.concatenate([scene.frames.rows for scene in mined]),

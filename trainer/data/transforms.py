@@ -79,8 +79,8 @@ def draw_window(
     rng: np.random.Generator,
 ) -> Window:
     """A window of uniform size within `crop_share` at a uniform place."""
-    share, *place = rng.uniform((crop_share[0], 0, 0), (crop_share[1], 1, 1))
-    return place_window(source_size_px, out_size_px, share=share, place=(place[0], place[1]), is_mirrored=is_mirrored)
+    share, across, down = rng.uniform((crop_share[0], 0, 0), (crop_share[1], 1, 1)).tolist()
+    return place_window(source_size_px, out_size_px, share=share, place=(across, down), is_mirrored=is_mirrored)
 
 
 def jitter_colours(
@@ -101,13 +101,12 @@ def _brighten(colours: np.ndarray, factor: np.float32) -> np.ndarray:
 
 
 def _contrast(colours: np.ndarray, factor: np.float32) -> np.ndarray:
-    mean = (colours @ _GREY).mean()
-    return mean + (colours - mean) * factor
+    return colours * factor + (colours @ _GREY).mean() * (1 - factor)
 
 
 def _saturate(colours: np.ndarray, factor: np.float32) -> np.ndarray:
-    grey = (colours @ _GREY)[..., None]
-    return grey + (colours - grey) * factor
+    keep_or_grey = factor * np.eye(3, dtype=np.float32) + (1 - factor) * _GREY[:, None]
+    return colours @ keep_or_grey
 
 
 _CHANGES = (_brighten, _contrast, _saturate)

@@ -305,8 +305,12 @@ def test_an_encoder_can_start_from_the_weights_of_another_run(store: Store, give
 def test_weights_to_start_from_must_fit_and_be_there(store: Store) -> None:
     with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
         load_into_model(store, Toy(), parts="encoder")
-    save(store, 1)
+    record = save(store, 1)
     smaller = Toy()
     del smaller.encoder.blocks[1]
     with pytest.raises(CheckpointError, match=r"only in the checkpoint: model\.encoder\.blocks\.1"):
         load_into_model(store, smaller, parts="encoder")
+    Path(store.uri, record.prefix, OBJECT).unlink()
+    for origin in (store, open_store(Path(store.uri, record.prefix))):
+        with pytest.raises(CheckpointError, match=r"holds no whole checkpoint \(.*rank-00000\.bin is missing\)"):
+            load_into_model(origin, Toy(), parts="encoder")

@@ -6,6 +6,7 @@ import pytest
 
 from tests.trainer.data.dataroot import YAWS, make_tables, write_dataroot
 from trainer.config.data import AugmentConfig, ClipConfig, NuscenesData, PairConfig
+from trainer.data.nuscenes import build_index
 
 SPLITS = {"train": ["scene-0001"], "val": ["scene-0002"]}
 
@@ -18,8 +19,8 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> NuscenesData:
-    """A config that finds pairs of both kinds in `drive`."""
-    return NuscenesData(
+    """A config that finds pairs of both kinds in `drive`, with its index built."""
+    config = NuscenesData(
         root=drive,
         cameras=tuple(YAWS),
         clip=ClipConfig(frames=1, height_px=16, width_px=32),
@@ -27,3 +28,5 @@ def data(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> NuscenesData:
         augment=AugmentConfig(),
         index_folder=tmp_path_factory.mktemp("index"),
     )
+    build_index(config)
+    return config

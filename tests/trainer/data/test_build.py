@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.data.dataroot import VERSION, make_tables, write_dataroot
-from trainer.config.data import SURROUND_CAMERAS, ClipConfig, NuscenesData, PairConfig, SyntheticData
+from trainer.config.data import SURROUND_CAMERAS, ClipConfig, NuscenesData, PairConfig
 from trainer.data.build import build_source, prepare_index
 from trainer.data.nuscenes import build_index, index_path
 from trainer.errors import DataError
@@ -86,7 +86,7 @@ def test_a_config_without_a_validation_split_has_no_validation_source(data: Nusc
 
 
 def test_synthetic_data_is_read_as_nuscenes_is(data: NuscenesData) -> None:
-    config = SyntheticData(**data.model_dump(exclude={"kind"}))
+    config = data.model_copy(update={"kind": "synthetic"})
     assert build_source(config, "train", augment=False).describe()["kind"] == "synthetic"
 
 
@@ -121,6 +121,12 @@ def test_an_error_in_the_tables_crosses_the_process_as_a_sentence(data: Nuscenes
         prepare_index(data.model_copy(update={"root": root, "index_folder": tmp_path / "index"}))
 
 
+def test_an_index_folder_that_cannot_be_written_is_named(data: NuscenesData, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file, no folder")
+    with pytest.raises(DataError, match=r"was to be written to .*/taken/.* cannot be: .*; set data\.index_folder"):
+        prepare_index(data.model_copy(update={"index_folder": tmp_path / "taken"}))
+
+
 def test_one_real_keyframe_without_sweeps_gives_pairs_of_neighbours(keyframe_dataroot: Path, tmp_path: Path) -> None:
     config = NuscenesData(
         root=keyframe_dataroot,
@@ -130,6 +136,7 @@ def test_one_real_keyframe_without_sweeps_gives_pairs_of_neighbours(keyframe_dat
         clip=ClipConfig(height_px=90, width_px=160),
         pairs=PairConfig(min_overlap=0.005),
     )
+    build_index(config)
     source = build_source(config, "train", augment=False)
     assert [source.name(index).split()[-1] for index in range(len(source))] == list(SURROUND_CAMERAS)
     assert source.describe()["pairs_across_cameras"] == 12

@@ -1,5 +1,6 @@
 """Decoding: the window's pixels and no others, at a scale that suffices, and a ClipError for anything unreadable."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -23,16 +24,17 @@ def encode(picture: np.ndarray, kind: str = "JPEG") -> bytes:
     return data.getvalue()
 
 
-def texture(seed: int = 0) -> np.ndarray:
+def texture(width: int, height: int) -> np.ndarray:
     """Blobs of several sizes: what a camera sees has little at the finest scale."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     layers = [Image.fromarray(rng.integers(0, 256, (side, 2 * side, 3), dtype=np.uint8)) for side in (4, 9, 24)]
-    layers = [np.asarray(layer.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=float) for layer in layers]
+    layers = [np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC), dtype=float) for layer in layers]
     return np.clip(np.mean(layers, axis=0), 0, 255).astype(np.uint8)
 
 
 RAMPS = {kind: encode(ramp(WIDTH, HEIGHT), kind) for kind in ("JPEG", "PNG")}
-TEXTURE = encode(texture())
+TEXTURE = encode(texture(WIDTH, HEIGHT))
+WHOLE_BLOCKS = encode(texture(208, 120))  # at the edge of a cut block the scales of JPEG differ, and rightly
 windows = st.builds(
     lambda seed, width, height, least, is_mirrored: draw_window(
         (WIDTH, HEIGHT),
@@ -49,22 +51,36 @@ windows = st.builds(
 )
 
 
-def decode(data: bytes, window: Window) -> np.ndarray:
-    return decode_window(data, window, size_px=(WIDTH, HEIGHT), clip="scene-1 7 CAM", file="a.jpg")
+def decode(data: bytes, window: Window, size_px: tuple[int, int] = (WIDTH, HEIGHT)) -> np.ndarray:
+    return decode_window(data, window, size_px=size_px, clip="scene-1 7 CAM", file="a.jpg")
+
+
+def source_pixels(window: Window) -> np.ndarray:
+    """(H W, 2) source pixels that the centres of the output's pixels stand for."""
+    u, v = np.meshgrid(np.arange(window.width_px) + 0.5, np.arange(window.height_px) + 0.5)
+    source = np.linalg.inv(window.out_from_source) @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
+    return source[:2].T
 
 
 @given(windows, st.sampled_from(["JPEG", "PNG"]))
 def test_every_output_pixel_shows_the_source_pixel_that_the_intrinsics_say(window: Window, kind: str) -> None:
     pixels = decode(RAMPS[kind], window)
     assert pixels.shape == (window.height_px, window.width_px, 3)
-    u, v = np.meshgrid(np.arange(window.width_px) + 0.5, np.arange(window.height_px) + 0.5)
-    source = np.linalg.inv(window.out_from_source) @ np.stack([u.ravel(), v.ravel(), np.ones(u.size)])
-    seen = read_ramp(pixels, WIDTH, HEIGHT).reshape(-1, 2)
-    # Filters are cut at the picture's edge, and where nothing is shrunk they reach over the window's.
-    left, top, right, bottom = (side - slack for side, slack in zip((0, 0, WIDTH, HEIGHT), (-8, -8, 8, 8), strict=True))
-    inner = (source[0] > left) & (source[0] < right) & (source[1] > top) & (source[1] < bottom)
-    tolerance_px = 2.5 / 175 * np.array([WIDTH, HEIGHT])  # two and a half grey levels of rounding and compression
-    assert (np.abs(seen - source[:2].T)[inner] < tolerance_px).all()
+    source = source_pixels(window)
+    inner = ((source > 8) & (source < (WIDTH - 8, HEIGHT - 8))).all(-1)  # filters are cut at the picture's edge
+    error_px = (read_ramp(pixels, WIDTH, HEIGHT).reshape(-1, 2) - source)[inner]
+    assert (np.abs(error_px) < 3.5 / 175 * np.array([WIDTH, HEIGHT])).all(), "some grey levels of rounding and compression"
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1, (150, 85)), (2, (99, 56)), (4, (49, 28)), (8, (24, 13))])
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_no_scale_shifts_the_picture(scale: int, size: tuple[int, int], is_mirrored: bool) -> None:
+    window = place_window((WIDTH, HEIGHT), size, place=(1.0, 1.0), is_mirrored=is_mirrored)
+    assert shrink(Image.open(io.BytesIO(RAMPS["JPEG"])), window) == scale
+    seen = read_ramp(decode(RAMPS["JPEG"], window), WIDTH, HEIGHT).reshape(-1, 2)
+    error_px = seen - source_pixels(window)
+    # Pixel by pixel rounding hides a shift, on average it does not: half a pixel lost at scale 8 would be 4 here.
+    assert np.abs(error_px.mean(0)).max() < 0.25
 
 
 @given(windows)
@@ -72,21 +88,19 @@ def test_the_decoded_scale_covers_the_output_and_half_of_it_would_not(window: Wi
     image = Image.open(io.BytesIO(TEXTURE))
     scale = shrink(image, window)
     enlarges = min(window.source_width_px / window.width_px, window.source_height_px / window.height_px)
-    assert scale in (1, 2, 4, 8)
+    assert image.size == (-(-WIDTH // scale), -(-HEIGHT // scale))
     assert scale == 1 or scale <= enlarges + 1e-6
-    assert scale == 8 or 2 * scale > enlarges * (1 - 0.05)  # Pillow divides whole numbers: a little is left
+    assert scale == 8 or 2 * scale > enlarges - 1e-6
 
 
 @given(windows)
 def test_decoding_small_is_decoding_whole_and_resizing_within_a_few_grey_levels(window: Window) -> None:
-    small = decode(TEXTURE, window).astype(int)
-    whole = Image.open(io.BytesIO(TEXTURE)).convert("RGB")
+    small = decode(WHOLE_BLOCKS, window, (208, 120)).astype(int)
+    whole = Image.open(io.BytesIO(WHOLE_BLOCKS)).convert("RGB")
     size = (window.width_px, window.height_px)
-    left, top, right, bottom = window.box
-    box = (left, top, min(right, WIDTH), min(bottom, HEIGHT))
-    resized = np.asarray(whole.resize(size, Image.Resampling.BILINEAR, box=box)).astype(int)
+    resized = np.asarray(whole.resize(size, Image.Resampling.BILINEAR, box=window.box)).astype(int)
     resized = resized[:, ::-1] if window.is_mirrored else resized
-    assert np.abs(small - resized).mean() < 4
+    assert np.abs(small - resized).mean() < 6  # of 256; an eighth of the size is block means, not a triangle filter
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
@@ -107,10 +121,8 @@ def test_a_truncated_file_is_never_a_picture(length: int, kind: str) -> None:
 @given(st.integers(0, len(TEXTURE) - 1), st.binary(min_size=1, max_size=8))
 def test_damaged_bytes_are_a_picture_or_a_clip_error_and_nothing_else(place: int, damage: bytes) -> None:
     data = TEXTURE[:place] + damage + TEXTURE[place + len(damage) :]
-    try:
+    with contextlib.suppress(ClipError):
         assert decode(data, place_window((WIDTH, HEIGHT), (20, 10))).shape == (10, 20, 3)
-    except ClipError as error:
-        assert error.clip == "scene-1 7 CAM"
 
 
 def test_a_file_that_is_missing_a_folder_or_of_another_size_is_named_with_its_clip(tmp_path: Path) -> None:

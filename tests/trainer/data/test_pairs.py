@@ -108,6 +108,13 @@ def change(data: NuscenesData, *, clip: dict | None = None, **pairs: float) -> N
     return data.model_copy(update={"clip": data.clip.model_copy(update=clip or {}), "pairs": data.pairs.model_copy(update=pairs)})
 
 
+def overlap_of_all(index: Index) -> np.ndarray:
+    """Of every image with every other one."""
+    N = len(index.columns["image_file"])
+    target, reference = np.divmod(np.arange(N * N), N)
+    return image_overlap(index, target, reference).reshape(N, N)
+
+
 def expected_pairs(index: Index, config: NuscenesData) -> dict[tuple[int, int], float]:
     """Of scene 0, by looking at every anchor and every other clip, image by image."""
     V, T = len(config.cameras), config.clip.frames
@@ -116,20 +123,21 @@ def expected_pairs(index: Index, config: NuscenesData) -> dict[tuple[int, int], 
     starts = range(FRAMES - every * (T - 1))
     clips = {(start, view): images[view][start : start + every * T : every][:T] for start in starts for view in range(V)}
     centre = index.world_from_cam(np.arange(len(index.columns["image_file"])))[:, :3, 3]
+    overlap_between = overlap_of_all(index)
     found = {}
     for (start, view), target in clips.items():
         for (other, other_view), reference in clips.items():
             if (start == other) == (view == other_view):
                 continue
-            overlap = float(image_overlap(index, target, reference).mean())
+            overlap = float(overlap_between[target, reference].mean())
             if view == other_view:
                 gap_s = np.ptp(index.timestamp_us(np.array([target[0], reference[0]]))) / 1e6
                 all_target, all_reference = (rows.ravel() for rows in np.meshgrid(target, reference))
                 motion_m = np.linalg.norm(centre[all_target] - centre[all_reference], axis=-1).min()
-                likest = image_overlap(index, all_target, all_reference).max()
+                likest = overlap_between[all_target, all_reference].max()
                 is_pair = gap_s <= config.pairs.max_gap_s and motion_m >= config.pairs.min_motion_m
             else:
-                likest, is_pair = image_overlap(index, target, reference).max(), True
+                likest, is_pair = overlap_between[target, reference].max(), True
             if is_pair and overlap >= config.pairs.min_overlap and likest <= config.pairs.max_overlap:
                 found[start * V + view, other * V + other_view] = overlap
     return found
