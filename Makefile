@@ -2,37 +2,31 @@
 .DEFAULT_GOAL := help
 .PHONY: help install system check test slow demo clean
 
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
-VENV := .venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/installed
+BIN := .venv/bin
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## Put everything into .venv; takes no time when nothing changed
-
-$(STAMP): pyproject.toml constraints.txt launch/install.sh
-	@bash launch/install.sh "$(PYTHON)" "$(VENV)"
-	@touch $@
+install: ## Put everything into .venv, at once when nothing changed; PYTHON=... names the interpreter to take
+	@bash launch/install.sh $(PYTHON)
 
 system: ## Install Debian packages that some tests use (root only; tests skip without them)
-	@bash launch/system.sh
+	@sh launch/system.sh
 
 check: install ## Lint, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
-test: install system check ## Check and test everything that takes less than minutes
-	$(BIN)/python -m pytest
+test: install system check ## Check, then test everything but the slow tests; ARGS="-k store" goes to pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 slow: install ## The tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 demo: install ## A synthetic city, then CroCo on its video on two FSDP2 ranks
 	bash launch/demo.sh
 
-clean: ## Remove what the targets made, .venv included
-	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+clean: ## Remove what the targets made, .venv and the demo's run included
+	rm -rf .venv demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

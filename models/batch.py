@@ -18,10 +18,12 @@ class Batch:
     """B samples of one micro-batch.
 
     `shared` is what the source offers, for pairs:
-        target_images, reference_images   uint8  B T V 3 H W
-        scene                             int64  B, equal numbers are the same scene
+        target_images, reference_images             uint8    B T V 3 H W
+        target_pix_from_cam, reference_pix_from_cam  float32  B T V 3 3
+        reference_from_target                        float32  B 4 4, of the first frames
+        scene                                        int64    B, equal numbers are the same scene
     `prepared[name]` is what objective `name` asked for, for CroCo:
-        visible                           int64  B N, ascending token indices of the target that the encoder sees
+        visible                                      int64    B N, ascending token indices of the target that the encoder sees
     `clips` names each sample for logs and pictures, `replaced` says which clips could not be read, and why.
     """
 

@@ -57,9 +57,8 @@ class TubeletEmbed(nn.Module):
         return Grid(max(1, T // self.tubelet_frames), V, H // self.patch_px, W // self.patch_px)
 
     def forward(self, images: Float[Tensor, "B T V 3 H W"], visible: Int[Tensor, "B n"] | None) -> Float[Tensor, "B n C"]:
-        p, still = self.patch_px, images.shape[1] == 1
-        k = 1 if still else self.tubelet_frames
-        pixels = rearrange(images, "B (t k) V c (h p) (w q) -> B (t V h w) (c k p q)", k=k, p=p, q=p)
+        grid, p, still = self.grid(images), self.patch_px, images.shape[1] == 1
+        pixels = rearrange(images, "B (t k) V c (h p) (w q) -> B (t V h w) (c k p q)", t=grid.t, p=p, q=p)
         if visible is not None:
             pixels = pixels.gather(1, visible[..., None].expand(-1, -1, pixels.shape[-1]))
         weight = self.weight.sum(dim=2, keepdim=True) if still else self.weight

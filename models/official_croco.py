@@ -144,15 +144,25 @@ def _read_kwargs(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_call(text: str) -> Iterator[tuple[str, Any]]:
-    """Keyword arguments of a constructor call given as text."""
-    call = ast.parse(text, mode="eval").body
-    if not isinstance(call, ast.Call) or call.args:
-        raise ValueError(f"args.model is {text!r}, not a constructor call with keyword arguments")
+    """Keyword arguments of CroCo's constructor, called in `text`."""
+    problem = ValueError(f"args.model is {text!r}, not CroCoNet(...) with keyword arguments that are literals")
+    try:
+        call = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        raise problem from None
+    if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name) or call.func.id != "CroCoNet":
+        raise problem
     for keyword in call.keywords:
-        assert keyword.arg is not None, "a call with ** has no names to read"
         # norm_layer=partial(...) is no literal, and always LayerNorm with eps 1e-6
-        if keyword.arg != "norm_layer":
-            yield keyword.arg, ast.literal_eval(keyword.value)
+        if keyword.arg == "norm_layer":
+            continue
+        try:
+            value = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise problem from None
+        if keyword.arg is None:  # **something
+            raise problem
+        yield keyword.arg, value
 
 
 def _shape(settings: Mapping[str, Any], part: str) -> TransformerShape:

@@ -1,15 +1,45 @@
+"""What all tests share: a clean environment, the two sets of outside data, and hypothesis without deadlines.
+
+The keyframe and the oracles are not part of the project (the first is under a non-commercial licence). Tests that need them
+skip with a reason where they are absent; the variables below say where they are, a folder `shared` beside the checkout is the default.
+"""
+
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-R = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[1]
+_LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "TORCHELASTIC_")
+_LAUNCHER_NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+settings.register_profile("odonata", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("odonata")
 
 
-@pytest.fixture
-def oracle_dir():
-    return R.parent / "shared" / "oracles"
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test inherits what a launcher, or another test, has set."""
+    for name in os.environ:
+        if name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES):
+            monkeypatch.delenv(name)
 
 
-@pytest.fixture
-def keyframe_dataroot():
-    return R.parent / "shared" / "nuscenes-keyframe"
+@pytest.fixture(scope="session")
+def keyframe_dataroot() -> Path:
+    """One real nuScenes keyframe as a dataroot."""
+    return _outside_data("ODONATA_NUSCENES_KEYFRAME", "nuscenes-keyframe")
+
+
+@pytest.fixture(scope="session")
+def oracle_dir() -> Path:
+    """Inputs, weights and outputs of the official CroCo model."""
+    return _outside_data("ODONATA_CROCO_ORACLES", "oracles")
+
+
+def _outside_data(variable: str, name: str) -> Path:
+    folder = Path(os.environ.get(variable, ROOT.parent / "shared" / name))
+    if not folder.is_dir():
+        pytest.skip(f"{name} is not at {folder}; {variable} says where it is")
+    return folder

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 ACCELERATE = ROOT / "launch" / "accelerate"
@@ -22,6 +23,7 @@ run: {uri: unset}
 data:
   kind: synthetic
   root: unset
+  cameras: [CAM_FRONT, CAM_FRONT_LEFT, CAM_BACK]
   clip: {frames: 4, spacing_s: 0.25, height_px: 32, width_px: 48}
   pairs: {min_overlap: 0.05}
   workers: 0
@@ -80,7 +82,6 @@ class Runner:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # so that a test can signal all of it at once
         )
 
     def finish(self, name: str, process: subprocess.Popen[str], *, timeout_s: float = 180) -> Finished:
@@ -88,7 +89,7 @@ class Runner:
         try:
             output, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_tree(process.pid)
             output, _ = process.communicate()
             raise AssertionError(f"run {name} did not end in {timeout_s} s:\n{output[-4000:]}") from None
         return Finished(self.folder / name, process.returncode, output)
@@ -109,6 +110,13 @@ class Runner:
             assert process.poll() is None, f"run {name} ended early:\n{process.communicate()[0][-4000:]}"
             time.sleep(0.05)
         raise AssertionError(f"run {name} did not reach step {step} in {timeout_s} s")
+
+
+def kill_tree(pid: int) -> None:
+    """kill -9 for `pid` and all below it; the launcher puts its workers into sessions of their own."""
+    root = psutil.Process(pid)
+    for process in [*root.children(recursive=True), root]:
+        process.kill()
 
 
 def free_port() -> int:

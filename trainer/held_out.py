@@ -57,7 +57,7 @@ class HeldOut:
 
 def read_held_out(
     held_out: Source | None,
-    training: Source,
+    shown: Source,
     preparations: Mapping[str, Preparation],
     *,
     seed: int,
@@ -65,10 +65,9 @@ def read_held_out(
     micro_batch: int,
     launch: Launch,
 ) -> HeldOut:
-    """Read this rank's part of `clips` clips of `held_out`; pictures come from `training` where nothing is held out."""
-    picture_source = held_out or training
-    picture_order = Order(seed, len(picture_source), PICTURE_CLIPS)
-    pictures = _read(PlacedSamples(picture_source, picture_order, preparations), Share(0, 1, PICTURE_CLIPS, 1))
+    """Read this rank's part of `clips` clips of `held_out`, and the clips of `shown` that are drawn."""
+    picture_order = Order(seed, len(shown), PICTURE_CLIPS)
+    pictures = _read(PlacedSamples(shown, picture_order, preparations), Share(0, 1, PICTURE_CLIPS, 1))
     if held_out is None:
         return HeldOut([], [], pictures[0])
     clips = min(clips, len(held_out))

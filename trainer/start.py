@@ -40,6 +40,8 @@ def start(config: RunConfig, launch: Launch, *, resume: bool) -> None:
     micro_batch, micro = micro_steps(launch, config.parallel, config.global_batch)
     preparations = build_preparations(config.objectives, config.token_grid, config.encoder)
     training, held_out = open_sources(config, preparations)
+    shown = held_out or build_source(config.data, "train", augment=False)
+    assert shown is not None, "every kind of source has a training split"
     start_process_group(launch, timeout_s=config.parallel.timeout_s)
     try:
         store = open_store(config.run.uri)
@@ -64,7 +66,7 @@ def start(config: RunConfig, launch: Launch, *, resume: bool) -> None:
                 micro_steps=micro,
                 held_out=read_held_out(
                     held_out,
-                    training,
+                    shown,
                     preparations,
                     seed=config.seed,
                     clips=config.observe.evaluate_clips,

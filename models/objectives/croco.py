@@ -169,7 +169,7 @@ def normalise(images: UInt8[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T V 3 H 
 
 def denormalise(images: Float[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T V 3 H W"]:
     """Back to [0, 1]."""
-    scaled = images.to(torch.float32, copy=True)
+    scaled = images.detach().to(torch.float32, copy=True)
     for channel, mean, std in zip(scaled.unbind(-3), IMAGENET_MEAN, IMAGENET_STD, strict=True):
         channel.mul_(std).add_(mean)
     return scaled.clamp_(0, 1)

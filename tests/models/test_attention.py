@@ -80,7 +80,9 @@ def test_a_segment_does_not_see_the_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("segments", "calls"), [(Segments.within([4] * 50), 1), (Segments.within([2] * 50 + [4] * 50), 2)], ids=["equal", "two groups"]
+    ("segments", "calls"),
+    [(Segments.within([4] * 50), 1), (Segments.within([2] * 50 + [4] * 50), 2)],
+    ids=["equal", "two groups"],
 )
 def test_segments_of_one_length_go_as_one_call_without_a_mask(
     segments: Segments, calls: int, monkeypatch: pytest.MonkeyPatch

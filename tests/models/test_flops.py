@@ -23,7 +23,6 @@ def test_a_step_takes_the_operations_that_torch_counts(positions: str, tubelet_f
 
 
 def test_croco_base_takes_the_published_operations() -> None:
-    # specs/croco.md 1.7: forward 53.3 G multiply-adds or operations a pair; training is three times a forward but for the
-    # patch embedding, which is under 1 % of it.
+    # 53.3 GFLOP is a forward; training is three of them, less the patch embedding's input gradient, under 1 %
     needed = train_flops(EncoderConfig(size="base"), CrocoConfig(decoder="small"), Grid(1, 1, 14, 14))
     assert needed / 3 == pytest.approx(53.3e9, rel=0.01)

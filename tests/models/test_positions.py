@@ -31,9 +31,7 @@ def sincos(place: int, width: int) -> list[float]:
 
 @given(grids)
 def test_tokens_lie_in_the_order_time_camera_row_column(grid: Grid) -> None:
-    expected = [
-        (t, v, y, x) for t in range(grid.t) for v in range(grid.v) for y in range(grid.h) for x in range(grid.w)
-    ]
+    expected = [(t, v, y, x) for t in range(grid.t) for v in range(grid.v) for y in range(grid.h) for x in range(grid.w)]
     assert [tuple(row) for row in coordinates(grid)] == expected
     assert len(expected) == grid.tokens
 

@@ -1,15 +1,14 @@
 """Stopping and going on: after kill -9, after signals, on another world size, past a broken checkpoint."""
 
 import json
-import os
 import signal
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from tests.runs import Finished, Runner
+from tests.runs import Finished, Runner, kill_tree
 from tests.trainer.test_parity import final_weights
 
 BIT_EQUAL_KEYS = ("step", "loss", "grad_norm", "learning_rate")
@@ -24,8 +23,8 @@ def kill_after(runner: Runner, name: str, step: int, *overrides: str, engine: st
     """Start a run and kill -9 every process of it once `step` is recorded."""
     process = runner.start(name, *overrides, engine=engine, processes=processes)
     runner.wait_for_step(name, step, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_tree(process.pid)
+    process.communicate()
 
 
 def assert_bit_equal(found: Finished, expected: Finished) -> None:
@@ -81,8 +80,9 @@ def test_sigterm_to_the_launcher_saves_on_all_ranks(runner: Runner, unbroken: Fi
 def test_a_lost_peer_ends_the_survivors_and_the_run_resumes(runner: Runner, unbroken: Finished) -> None:
     process = runner.start("bereft", engine="fsdp2", processes=2)
     runner.wait_for_step("bereft", 12, process)
-    ranks = [pid for pid in children_of(process.pid) if b"odonata" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(ranks[-1], signal.SIGKILL)
+    ranks = [child for child in psutil.Process(process.pid).children() if "odonata" in child.cmdline()]
+    assert len(ranks) == 2
+    ranks[-1].kill()
     assert runner.finish("bereft", process, timeout_s=60).returncode != 0
     assert_bit_equal(runner.run("bereft", engine="fsdp2", processes=2), unbroken)
 
@@ -125,9 +125,3 @@ def test_a_warm_start_takes_the_encoder_of_another_run(runner: Runner) -> None:
     decoder = next(name for name in teacher_weights if name.endswith("mask_token"))
     assert not torch.equal(student_weights[decoder], teacher_weights[decoder])
     assert json.loads((student.folder / "steps.jsonl").read_text().splitlines()[0])["step"] == 1
-
-
-def children_of(pid: int) -> list[int]:
-    """All processes below `pid`, oldest first."""
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return children + [below for child in children for below in children_of(child)]

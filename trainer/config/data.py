@@ -35,7 +35,7 @@ class PairConfig(Section):
 
     cross_camera_share: float = Field(0.5, ge=0, le=1)
     """Share of pairs from a neighbouring camera at the same instants; the rest is the same camera at another time."""
-    min_overlap: float = Field(0.1, ge=0, le=1)
+    min_overlap: float = Field(0.05, ge=0, le=1)
     """Least share of the target's frustum that the reference sees."""
     max_overlap: float = Field(0.95, ge=0, le=1)
     """Most: near-duplicates teach copying, not geometry."""
@@ -49,7 +49,7 @@ class PairConfig(Section):
         if self.min_overlap >= self.max_overlap:
             raise ValueError(
                 f"min_overlap {self.min_overlap} is not below max_overlap {self.max_overlap}; "
-                "set min_overlap lower, 0.1 and 0.95 are the defaults"
+                "set min_overlap lower, 0.05 and 0.95 are the defaults"
             )
         return self
 

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.trainer.data.dataroot import YAWS, make_tables, write_dataroot
 from trainer.config.data import AugmentConfig, ClipConfig, NuscenesData, PairConfig
 from trainer.data.nuscenes import build_index
+
+settings.register_profile("shared machine", deadline=None)  # an example that waits for a busy core has not failed
+settings.load_profile("shared machine")
 
 SPLITS = {"train": ["scene-0001"], "val": ["scene-0002"]}
 

@@ -105,7 +105,7 @@ def test_a_clip_with_one_kind_of_partner_takes_that_one(data: NuscenesData) -> N
             assert (anchor % len(YAWS) == candidate % len(YAWS)) == (share == 0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 30), st.integers(0, 2**32 - 1), st.booleans())
 def test_pixels_are_where_the_intrinsics_of_the_sample_say(
     data: NuscenesData, plain: PairSource, index: int, seed: int, flips: bool
