@@ -53,8 +53,7 @@ rm -f $stamp
 $venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear $venv
 
 echo "install: putting everything into $venv; a minute or two, longer where torch comes with CUDA (pip's own words: $log)"
-# --no-compile halves the time: most modules are never imported, the others are compiled when they are.
-$venv/bin/python -m pip --disable-pip-version-check install --no-compile --constraint constraints.txt --editable '.[test,dev]' >$log 2>&1 || {
+$venv/bin/python -m pip --disable-pip-version-check install --constraint constraints.txt --editable '.[test,dev]' >$log 2>&1 || {
   tail -n 20 $log >&2
   fail "pip could not install Odonata, see above and $log; when the cause is gone, the same command goes on"
 }

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
-_LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "TORCHELASTIC_")
-_LAUNCHER_NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+_LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_", "NCCL_")
+_LAUNCHER_NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "CUDA_LAUNCH_BLOCKING"}
 
 settings.register_profile("odonata", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("odonata")

@@ -23,7 +23,6 @@ run: {uri: unset}
 data:
   kind: synthetic
   root: unset
-  cameras: [CAM_FRONT, CAM_FRONT_LEFT, CAM_BACK]
   clip: {frames: 4, spacing_s: 0.25, height_px: 32, width_px: 48}
   pairs: {min_overlap: 0.05}
   workers: 0

@@ -10,9 +10,12 @@ from tests.runs import Runner
 @pytest.fixture(scope="session")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four short scenes of a synthetic city, one of them held out."""
-    from tests.trainer.data.dataroot import make_tables, write_dataroot
+    from trainer.synthesis.config import SynthesisConfig
+    from trainer.synthesis.dataroot import synthesize
+
     root = tmp_path_factory.mktemp("city")
-    return write_dataroot(root, make_tables(), {"train": ["scene-0001"], "val": ["scene-0002"]})
+    synthesize(root, SynthesisConfig(scenes=4, duration_s=2.0, scale=0.06), workers=2, progress=False)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""The synthetic driving world: a city, its traffic, an ego car with cameras and LiDAR, written as a nuScenes dataroot."""
+"""A procedural driving world: city, traffic, ego, cameras and LiDAR, written as a nuScenes dataroot with full ground truth."""

@@ -1,0 +1,56 @@
+"""What nuScenes tables have no place for: dense depth, forward flow and thing numbers of every image, beside the dataroot.
+
+`ground_truth/CHANNEL/NAME.npz` belongs to the image of the same name:
+    depth_cm   uint16  H W    distance along the optical axis in centimetres; 0 where there is none (sky, beyond 655 m)
+    flow_px    float16 H W 2  to where what is seen stands 1/12 s later, when the camera's next image is taken; NaN behind the camera
+    thing      uint16  H W    1 + number of the annotated thing, 0 for everything else
+`ground_truth/SCENE.json` lists the instance tokens by number.
+"""
+
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+_DEPTH_LIMIT_M = 655.0
+
+
+class GroundTruth(NamedTuple):
+    """Dense truth of one image."""
+
+    depth_m: Float[np.ndarray, "H W"]
+    """Infinite where nothing is near enough to measure."""
+    flow_px: Float[np.ndarray, "H W 2"]
+    thing: Int[np.ndarray, "H W"]
+    """-1 where there is no annotated thing."""
+
+
+def ground_truth_path(dataroot: Path, image: str) -> Path:
+    """Where the truth of the image `image`, a filename of sample_data, lies."""
+    name = PurePosixPath(image)
+    return dataroot / "ground_truth" / name.parent.name / f"{name.stem}.npz"
+
+
+def save_ground_truth(dataroot: Path, image: str, truth: GroundTruth) -> None:
+    """Write it, rounded to what the formats above hold."""
+    path = ground_truth_path(dataroot, image)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    measured = truth.depth_m < _DEPTH_LIMIT_M
+    np.savez_compressed(
+        path,
+        depth_cm=np.round(np.where(measured, truth.depth_m, 0) * 100).astype(np.uint16),
+        flow_px=np.clip(truth.flow_px, -60000, 60000).astype(np.float16),
+        thing=(truth.thing + 1).astype(np.uint16),
+    )
+
+
+def load_ground_truth(dataroot: Path, image: str) -> GroundTruth:
+    """The truth of `image`, a filename of sample_data."""
+    with np.load(ground_truth_path(dataroot, image)) as stored:
+        depth_m = stored["depth_cm"].astype(np.float32) / 100
+        return GroundTruth(
+            depth_m=np.where(depth_m > 0, depth_m, np.inf).astype(np.float32),
+            flow_px=stored["flow_px"].astype(np.float32),
+            thing=stored["thing"].astype(np.int64) - 1,
+        )

@@ -1,0 +1,78 @@
+"""A LiDAR sweep by ray casting: 32 beams around, all fired at the time stamp of the sweep.
+
+A real scanner turns while the car drives, and nuScenes stores sweeps with that motion taken out; firing all beams at once gives
+what it stores, but for things that move during the turn.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from trainer.synthesis.boxes import Boxes
+from trainer.synthesis.rig import BEAM_COLUMNS, BEAM_ELEVATIONS_RAD
+
+MAX_RANGE_M = 70.0
+_LOWEST_M = 0.9
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Points in the frame of the LiDAR."""
+
+    points: Float[np.ndarray, "P 5"]
+    """x, y, z in metres, intensity, ring: nuScenes' .pcd.bin."""
+    thing: Int[np.ndarray, " P"]
+    """What each point lies on; -1 for nothing that is annotated."""
+
+
+def scan(world_from_lidar: Float[np.ndarray, "4 4"], boxes: Boxes, rng: np.random.Generator) -> Sweep:
+    """One sweep of the world as it is at this instant."""
+    directions = _directions() @ world_from_lidar[:3, :3].T
+    origin = world_from_lidar[:3, 3]
+    with np.errstate(divide="ignore"):
+        distance = np.where(directions[:, 2] < -1e-6, -origin[2] / directions[:, 2], np.inf)
+    box = np.full(len(directions), -1)
+    for row, rays in _rays_near(world_from_lidar, boxes):
+        entered = boxes.cast(row, origin, directions[rays])
+        nearer = entered < distance[rays]
+        distance[rays[nearer]] = entered[nearer]
+        box[rays[nearer]] = row
+    returned = np.flatnonzero((distance > _LOWEST_M) & (distance < MAX_RANGE_M))
+    returned = returned[rng.random(len(returned)) > 0.03]  # some beams do not come back
+    measured = distance[returned]
+    local = _directions()[returned] * measured[:, None]
+    ring = returned // BEAM_COLUMNS
+    bright = np.where(box[returned] >= 0, boxes.colour[np.clip(box[returned], 0, None)].mean(axis=1), 0.25)
+    intensity = np.clip(255 * bright * np.exp(-measured / 60), 1, 255)
+    points = np.column_stack([local, np.round(intensity), ring])
+    thing = np.where(box[returned] >= 0, boxes.thing[np.clip(box[returned], 0, None)], -1)
+    return Sweep(points, thing)
+
+
+@cache
+def _directions() -> Float[np.ndarray, "n 3"]:
+    """Unit vectors in the LiDAR frame, ring by ring."""
+    azimuth = np.linspace(-np.pi, np.pi, BEAM_COLUMNS, endpoint=False)
+    elevation, azimuth = np.meshgrid(BEAM_ELEVATIONS_RAD, azimuth, indexing="ij")
+    flat = np.cos(elevation)
+    return np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)], axis=-1).reshape(-1, 3)
+
+
+def _rays_near(world_from_lidar: Float[np.ndarray, "4 4"], boxes: Boxes) -> list[tuple[int, Int[np.ndarray, " m"]]]:
+    """For each box in range, the rays whose azimuth its corners span."""
+    corners = (boxes.corners_m() - world_from_lidar[:3, 3]) @ world_from_lidar[:3, :3]  # (K, 8, 3)
+    is_near = np.linalg.norm(corners[..., :2], axis=-1).min(axis=1) < MAX_RANGE_M
+    flat = np.arange(len(_directions())).reshape(-1, BEAM_COLUMNS)
+    found = []
+    for row in np.flatnonzero(is_near):
+        azimuth = np.arctan2(corners[row, :, 1], corners[row, :, 0])
+        middle = np.arctan2(np.sin(azimuth).mean(), np.cos(azimuth).mean())
+        spread = (azimuth - middle + np.pi) % (2 * np.pi) - np.pi
+        first, last = (np.array([spread.min(), spread.max()]) + middle + np.pi) / (2 * np.pi) * BEAM_COLUMNS
+        if last - first > BEAM_COLUMNS * 0.45:  # around the car or very close: no interval is safe
+            first, last = 0, BEAM_COLUMNS - 1
+        columns = np.arange(int(np.floor(first)) - 1, int(np.ceil(last)) + 2) % BEAM_COLUMNS
+        found.append((int(row), flat[:, np.unique(columns)].reshape(-1)))
+    return found
