@@ -79,10 +79,9 @@ def synthesize(
     workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.")] = None,
 ) -> None:
     """Write a synthetic driving data set in nuScenes format, with dense ground truth beside it."""
+    from trainer.observe.logs import configure_logging
     from trainer.synthesis.config import SynthesisConfig
     from trainer.synthesis.dataroot import synthesize as write_dataroot
-
-    from trainer.observe.logs import configure_logging
 
     configure_logging(rank=0)
     settings = SynthesisConfig(scenes=scenes, seed=seed, duration_s=duration_s, scale=scale)

@@ -11,6 +11,10 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Float, Int
 
+from trainer.synthesis.pose import multiply
+
+Vector = Sequence[float | int] | Float[np.ndarray, "3"]
+
 
 class Look(IntEnum):
     """How the surface of a box is painted (`paint.py`)."""
@@ -72,8 +76,8 @@ class Boxes:
         """How far along each ray box `box` is entered, in units of the direction; infinity where it is not."""
         cos, sin = np.cos(self.yaw_rad[box]), np.sin(self.yaw_rad[box])
         turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])  # row vectors: local = world @ turn
-        start = (origin_m - self.centre_m[box]) @ turn
-        heading = directions @ turn
+        start = multiply(origin_m - self.centre_m[box], turn)
+        heading = multiply(directions, turn)
         heading = np.where(np.abs(heading) < 1e-12, 1e-12, heading)  # a ray along a face never meets it
         reach = np.sign(heading) * self.half_m[box]
         entered = ((-reach - start) / heading).max(axis=1)
@@ -87,12 +91,12 @@ def join(parts: Sequence[Boxes]) -> Boxes:
 
 
 def single(
-    centre_m: Sequence[float],
-    size_m: Sequence[float],
+    centre_m: Vector,
+    size_m: Vector,
     *,
     yaw_rad: float = 0.0,
     look: Look,
-    colour: Sequence[float],
+    colour: Vector,
     seed: int = 0,
     thing: int = -1,
 ) -> Boxes:

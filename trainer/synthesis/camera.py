@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 
 from trainer.synthesis.boxes import Boxes
 from trainer.synthesis.paint import Light, paint_boxes, paint_ground, paint_sky
+from trainer.synthesis.pose import multiply
 
 NEAR_M = 0.2
 FAR_M = 150.0
@@ -29,9 +30,9 @@ class View:
 
     def project(self, world_m: Float[np.ndarray, "*n 3"]) -> tuple[Float[np.ndarray, "*n 2"], Float[np.ndarray, "*n"]]:
         """Pixels and depths of points; pixels of what is behind the camera mean nothing."""
-        cam = (world_m - self.world_from_cam[:3, 3]) @ self.world_from_cam[:3, :3]
+        cam = multiply(world_m - self.world_from_cam[:3, 3], self.world_from_cam[:3, :3])
         depth = cam[..., 2]
-        pixels = cam @ self.pix_from_cam.T
+        pixels = multiply(cam, self.pix_from_cam.T)
         return pixels[..., :2] / np.where(np.abs(depth) < 1e-9, 1e-9, depth)[..., None], depth
 
     def rays(self) -> Float[np.ndarray, "n 3"]:
@@ -39,7 +40,7 @@ class View:
         width, height = self.size_px
         u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
         pixels = np.stack([u, v, np.ones_like(u)], axis=-1).reshape(-1, 3)
-        return pixels @ np.linalg.inv(self.pix_from_cam).T @ self.world_from_cam[:3, :3].T
+        return multiply(multiply(pixels, np.linalg.inv(self.pix_from_cam).T), self.world_from_cam[:3, :3].T)
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ def look(view: View, boxes: Boxes, *, count_coverage: bool) -> Seen:
     """Cast every pixel's ray against the ground and the boxes."""
     rays = view.rays()
     origin = view.world_from_cam[:3, 3]
-    with np.errstate(divide="ignore"):
-        depth = np.where(rays[:, 2] < -1e-6, -origin[2] / rays[:, 2], np.inf)
+    depth = distance_to_ground(origin, rays)
     depth[depth > FAR_M * 4] = np.inf
     box = np.where(np.isfinite(depth), _GROUND, _SKY)
     outlines: dict[int, list[np.ndarray]] = {}
@@ -83,6 +83,11 @@ def look(view: View, boxes: Boxes, *, count_coverage: bool) -> Seen:
         depth[pixels[nearer]] = entered[nearer]
         box[pixels[nearer]] = row
     return Seen(view, rays, box, depth, _count_coverage(boxes, box, outlines))
+
+
+def distance_to_ground(origin_m: Float[np.ndarray, "3"], rays: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
+    """How far along each ray z is 0, in units of the ray; infinity for rays that do not go down."""
+    return np.where(rays[:, 2] < -1e-6, origin_m[2] / np.maximum(-rays[:, 2], 1e-6), np.inf)
 
 
 def paint(seen: Seen, boxes: Boxes, light: Light, *, seed: int) -> UInt8[np.ndarray, "H W 3"]:

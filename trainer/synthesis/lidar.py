@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from trainer.synthesis.boxes import Boxes
+from trainer.synthesis.camera import distance_to_ground
+from trainer.synthesis.pose import multiply
 from trainer.synthesis.rig import BEAM_COLUMNS, BEAM_ELEVATIONS_RAD
 
 MAX_RANGE_M = 70.0
@@ -29,10 +31,9 @@ class Sweep:
 
 def scan(world_from_lidar: Float[np.ndarray, "4 4"], boxes: Boxes, rng: np.random.Generator) -> Sweep:
     """One sweep of the world as it is at this instant."""
-    directions = _directions() @ world_from_lidar[:3, :3].T
+    directions = multiply(_directions(), world_from_lidar[:3, :3].T)
     origin = world_from_lidar[:3, 3]
-    with np.errstate(divide="ignore"):
-        distance = np.where(directions[:, 2] < -1e-6, -origin[2] / directions[:, 2], np.inf)
+    distance = distance_to_ground(origin, directions)
     box = np.full(len(directions), -1)
     for row, rays in _rays_near(world_from_lidar, boxes):
         entered = boxes.cast(row, origin, directions[rays])
@@ -62,7 +63,7 @@ def _directions() -> Float[np.ndarray, "n 3"]:
 
 def _rays_near(world_from_lidar: Float[np.ndarray, "4 4"], boxes: Boxes) -> list[tuple[int, Int[np.ndarray, " m"]]]:
     """For each box in range, the rays whose azimuth its corners span."""
-    corners = (boxes.corners_m() - world_from_lidar[:3, 3]) @ world_from_lidar[:3, :3]  # (K, 8, 3)
+    corners = multiply(boxes.corners_m() - world_from_lidar[:3, 3], world_from_lidar[:3, :3])  # (K, 8, 3)
     is_near = np.linalg.norm(corners[..., :2], axis=-1).min(axis=1) < MAX_RANGE_M
     flat = np.arange(len(_directions())).reshape(-1, BEAM_COLUMNS)
     found = []

@@ -4,6 +4,7 @@ Layers: drivable area, road segments, lanes, pedestrian crossings, pavements (wa
 beside lanes. Nodes are corners in metres; polygons and lines list them.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class _Street:
         self, half_m: float, along: tuple[float, float] = (0.0, CITY_M), across: float = 0.0
     ) -> tuple[tuple[float, float], tuple[float, float]]:
         """x and y bounds of a strip of the street, `across` to the left of its centre."""
-        low, high = sorted((self.point(0, across - half_m), self.point(0, across + half_m)))
+        low, high = sorted((self.point(0.0, across - half_m), self.point(0.0, across + half_m)))
         axis = 0 if self.is_vertical else 1
         band = (min(low[axis], high[axis]), max(low[axis], high[axis]))
         return (band, along) if self.is_vertical else (along, band)
@@ -119,7 +120,7 @@ class _Street:
 def _add_street(expansion: MapExpansion, street: _Street) -> None:
     """Everything between each pair of junctions, and the crossings at both ends."""
     centres = [0.0, *street_centres_m(), CITY_M]
-    for begin, end in zip(centres, centres[1:], strict=False):
+    for begin, end in pairwise(centres):
         low = begin + (CROSSING_TO_M + 1.0 if begin > 0 else 0.0)
         high = end - (CROSSING_TO_M + 1.0 if end < CITY_M else 0.0)
         _add_stretch(expansion, street, low, high)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from trainer.synthesis.boxes import Boxes, Look
 from trainer.synthesis.city import CROSSING_FROM_M, CROSSING_TO_M, HALF_STREET_M, LANE_M, PAVEMENT_M, from_street_m
+from trainer.synthesis.pose import multiply
 
 Values = Float[np.ndarray, " n"]
 Colours = Float[np.ndarray, "n 3"]
@@ -28,7 +29,7 @@ class Light:
 
     def on(self, normals: Float[np.ndarray, "n 3"]) -> Colours:
         """What a surface of each normal receives."""
-        facing = np.clip(normals @ self.sun, 0, None)[:, None]
+        facing = np.clip(multiply(normals, self.sun[:, None])[:, 0], 0, None)[:, None]
         return facing * self.sun_colour + self.sky_colour * (0.75 + 0.25 * normals[:, 2:])
 
 
@@ -52,7 +53,7 @@ def paint_sky(directions: Float[np.ndarray, "n 3"], light: Light) -> Colours:
     # Clouds lie on a plane far above, so they close around the horizon.
     spread = 3.0 / np.clip(unit[:, 2], 0.05, None)
     clouds = smooth_noise(unit[:, 0] * spread, unit[:, 1] * spread, seed=11)[:, None] * np.clip(unit[:, 2:] * 4, 0, 1)
-    glow = np.clip(unit @ light.sun, 0, 1)[:, None] ** 24 * 0.35
+    glow = np.clip(multiply(unit, light.sun[:, None]), 0, 1) ** 24 * 0.35
     horizon = np.array([0.82, 0.84, 0.86])
     return horizon * (1 - up) + light.zenith * up + 0.18 * clouds + glow * light.sun_colour
 

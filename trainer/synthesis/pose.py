@@ -10,6 +10,11 @@ def world_from_ground_pose(x_m: float, y_m: float, yaw_rad: float) -> Float[np.n
     return np.array([[cos, -sin, 0, x_m], [sin, cos, 0, y_m], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=np.float64)
 
 
+def multiply(vectors: Float[np.ndarray, "*n 3"], matrix: Float[np.ndarray, "3 k"]) -> Float[np.ndarray, "*n k"]:
+    """`vectors @ matrix` term by term: BLAS rounds differently on another number of threads, and bytes must not."""
+    return vectors[..., 0:1] * matrix[0] + vectors[..., 1:2] * matrix[1] + vectors[..., 2:3] * matrix[2]
+
+
 def quaternion_of_yaw(yaw_rad: float) -> list[float]:
     """(w, x, y, z) of a turn about z."""
     return [float(np.cos(yaw_rad / 2)), 0.0, 0.0, float(np.sin(yaw_rad / 2))]

@@ -31,6 +31,7 @@ from trainer.synthesis.tables import (
     sensor_token,
     token,
     visibility_token,
+    write_json,
 )
 from trainer.synthesis.traffic import Traffic, build_traffic
 
@@ -112,6 +113,9 @@ def write_scene(config: SynthesisConfig, number: int, out: Path) -> Tables:
     rows = [row for of_channel in channels.values() for row in of_channel]
     instances, annotations = _annotate(scene, shown, lidar_counts)
     samples = _sample_rows(scene)
+    if config.ground_truth:
+        tokens = [scene.token("instance", thing) for thing in range(len(scene.traffic.things))]
+        write_json(out / "ground_truth" / f"{scene.name}.json", tokens)
     return {
         "log": [_log_row(scene)],
         "scene": [_scene_row(scene, samples)],

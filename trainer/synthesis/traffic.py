@@ -133,7 +133,8 @@ def _park(rng: np.random.Generator) -> Route:
 def _drop_cone(rng: np.random.Generator) -> Route:
     across = rng.integers(1, BLOCKS) * BLOCK_M + rng.choice([-1.0, 1.0]) * (HALF_STREET_M + rng.uniform(0.3, PAVEMENT_M))
     along = rng.uniform(0, BLOCKS * BLOCK_M)
-    return stand_still(*((along, across) if rng.random() < 0.5 else (across, along)), 0.0)
+    x, y = (along, across) if rng.random() < 0.5 else (across, along)
+    return stand_still(x, y, 0.0)
 
 
 def _build_thing(rng: np.random.Generator, kind: Kind, route: Route, *, number: int) -> Thing:
@@ -191,6 +192,14 @@ def _paint_of(rng: np.random.Generator, kind: Kind) -> Float[np.ndarray, "3"]:
     if kind is CONE:
         return np.array([0.9, 0.35, 0.08])
     palette = np.array(
-        [[0.78, 0.78, 0.78], [0.12, 0.12, 0.13], [0.45, 0.47, 0.5], [0.6, 0.1, 0.1], [0.12, 0.22, 0.5], [0.75, 0.6, 0.15], [0.15, 0.4, 0.25]]
-    )  # fmt: skip
+        [
+            [0.78, 0.78, 0.78],
+            [0.12, 0.12, 0.13],
+            [0.45, 0.47, 0.50],
+            [0.60, 0.10, 0.10],
+            [0.12, 0.22, 0.50],
+            [0.75, 0.60, 0.15],
+            [0.15, 0.40, 0.25],
+        ]
+    )
     return palette[rng.integers(len(palette))] * rng.uniform(0.85, 1.1)
