@@ -26,7 +26,7 @@ CURVES = {"true": "croco/loss", "wrong": "croco/loss_wrong_reference", "blank": 
 def main() -> None:
     parser = build_parser(__doc__)
     parser.add_argument("--steps", type=int, default=None, help="steps to train; the run config's by default")
-    parser.add_argument("--scenes", type=int, default=24, help="synthetic scenes; every fourth is held out")
+    parser.add_argument("--scenes", type=int, default=16, help="synthetic scenes; every fourth is held out")
     parser.add_argument("--folder", type=Path, default=None, help="where data and run are kept; a temporary one by default")
     arguments = parser.parse_args()
     report = Report("croco", arguments)
@@ -41,7 +41,7 @@ def measure(report: Report, folder: Path, steps: int | None, scenes: int) -> Non
     """Synthesise, train through the public command, read the evaluations, plot, report."""
     steps = steps or load_run_config(RUN).steps
     city, run = folder / "city", folder / "run"
-    odonata("synthesize", "--out", city, "--scenes", scenes, "--duration-s", 8, "--scale", 0.15)
+    odonata("synthesize", "--out", city, "--scenes", scenes, "--duration-s", 6, "--scale", 0.125)
     odonata("train", RUN, f"data.root={city}", f"run.uri={run}", f"steps={steps}", "observe.metrics_port=null")
     evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     last = {name: evaluations[-1][key] for name, key in CURVES.items()}
