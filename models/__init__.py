@@ -6,6 +6,7 @@ Letters of the shapes, here and everywhere:
     T  frames in time          h w  patches              A  attention heads
     V  cameras                 t    tubelets in time     D  width of one head
     N  tokens                  P    LiDAR points         R  rays,  S  samples on a ray
+    n  tokens left visible
 
     config.py        the sections of a run config that describe encoder and objectives (imports no torch)
     batch.py         Batch and Losses, the two nouns that cross the border to the trainer
@@ -14,4 +15,5 @@ Letters of the shapes, here and everywhere:
     encoder.py       the video ViT   decoders.py   cross-view completion
     pretraining.py   one encoder under a weighted list of objectives: the module that is trained
     objectives/      what an objective is, and one paper a file
+    official_croco.py  published weights in and out       flops.py  operations that a step needs
 """

@@ -18,12 +18,12 @@ ACCELERATE = ROOT / "launch" / "accelerate"
 SMALL_RUN = """\
 schema_version: 1
 steps: 20
-global_batch: 8
+global_batch: 4
 run: {uri: unset}
 data:
   kind: synthetic
   root: unset
-  clip: {frames: 4, spacing_s: 0.25, height_px: 32, width_px: 48}
+  clip: {frames: 4, spacing_s: 0.25, height_px: 32, width_px: 32}
   pairs: {min_overlap: 0.05}
   workers: 0
 encoder: {size: tiny, patch_px: 8, tubelet_frames: 2}

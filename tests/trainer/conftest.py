@@ -9,12 +9,12 @@ from tests.runs import Runner
 
 @pytest.fixture(scope="session")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four short scenes of a synthetic city, one of them held out."""
+    """Three short scenes of a synthetic city, one of them held out."""
     from trainer.synthesis.config import SynthesisConfig
     from trainer.synthesis.dataroot import synthesize
 
     root = tmp_path_factory.mktemp("city")
-    synthesize(root, SynthesisConfig(scenes=4, duration_s=2.0, scale=0.06), workers=2, progress=False)
+    synthesize(root, SynthesisConfig(scenes=3, duration_s=2.0, scale=0.06), workers=2, progress=False)
     return root
 
 

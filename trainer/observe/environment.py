@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ _PACKAGES = ("torch", "accelerate", "xformers", "deepspeed", "numpy", "pillow", 
 _HOME = Path(__file__).resolve().parents[2]
 
 
+@runtime_checkable
 class Place(Protocol):
     """What observers need of `trainer.parallel.launch.Launch`, which they may not see."""
 

@@ -8,7 +8,7 @@ Left to whom: `trainer.loop` fills the reports in, `observers` says what happens
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class StepReport:
         return self.data_seconds / self.step_seconds if self.step_seconds else 0.0
 
 
+@runtime_checkable
 class SavedCheckpoint(Protocol):
     """A checkpoint that is committed; `trainer.checkpoint` has the class, observers need only this much of it."""
 
@@ -62,6 +63,7 @@ class SavedCheckpoint(Protocol):
     def bytes(self) -> int: ...
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Something that is told what a run does. Its methods return soon, since the next step waits for them."""
 

@@ -12,7 +12,8 @@ def world_from_ground_pose(x_m: float, y_m: float, yaw_rad: float) -> Float[np.n
 
 def multiply(vectors: Float[np.ndarray, "*n 3"], matrix: Float[np.ndarray, "3 k"]) -> Float[np.ndarray, "*n k"]:
     """`vectors @ matrix` term by term: BLAS rounds differently on another number of threads, and bytes must not."""
-    return vectors[..., 0:1] * matrix[0] + vectors[..., 1:2] * matrix[1] + vectors[..., 2:3] * matrix[2]
+    x, y, z = vectors[..., 0], vectors[..., 1], vectors[..., 2]
+    return np.stack([x * a + y * b + z * c for a, b, c in matrix.T], axis=-1)
 
 
 def quaternion_of_yaw(yaw_rad: float) -> list[float]:

@@ -4,6 +4,7 @@ Times are microseconds; the drive begins at `start_us`. A LiDAR sweep carries th
 tenth is a keyframe; image k of a camera is taken k / 12 s after the first sweep, plus the camera's place in the turn.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -228,7 +229,7 @@ def _data_row(scene: Scene, sensor: Mount, offset_us: int, is_key: bool, keyfram
     name = scene.token("data", sensor.channel, offset_us)
     return {
         "token": name,
-        "sample_token": scene.token("sample", round(keyframe)),
+        "sample_token": scene.token("sample", math.ceil(keyframe)),  # a sweep belongs to the keyframe that follows
         "ego_pose_token": name,
         "calibrated_sensor_token": scene.token("calibration", sensor.channel),
         "timestamp": timestamp_us,

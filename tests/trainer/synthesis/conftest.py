@@ -11,7 +11,7 @@ from trainer.synthesis.dataroot import VERSION, synthesize
 if TYPE_CHECKING:
     from nuscenes import NuScenes
 
-CONFIG = SynthesisConfig(scenes=2, duration_s=2.0, scale=0.15, seed=5)
+CONFIG = SynthesisConfig(scenes=2, duration_s=2.0, scale=0.12, seed=5)
 
 
 @pytest.fixture(scope="session")

@@ -186,6 +186,24 @@ def sample_bilinear(image: np.ndarray, at: np.ndarray) -> np.ndarray:
     return top * (1 - down) + bottom * down
 
 
+def test_boxes_that_the_devkit_interpolates_between_keyframes_are_where_the_things_are(devkit: NuScenes) -> None:
+    distances = []
+    for scene_number, scene in enumerate(devkit.scene):
+        simulated = build_scene(CONFIG, scene_number)
+        numbers = {simulated.token("instance", n): n for n in range(len(simulated.traffic.things))}
+        first = devkit.get("sample", scene["first_sample_token"])
+        row = devkit.get("sample_data", first["data"]["CAM_FRONT"])
+        while row["next"]:
+            row = devkit.get("sample_data", row["next"])
+            poses = simulated.traffic.poses_at((row["timestamp"] - simulated.start_us) / 1e6)
+            for box in devkit.get_boxes(row["token"]):
+                annotation = devkit.get("sample_annotation", box.token)
+                if not row["is_key_frame"] and annotation["prev"]:
+                    distances.append(np.linalg.norm(box.center[:2] - poses[numbers[annotation["instance_token"]], :2]))
+    assert len(distances) > 100
+    assert np.quantile(distances, 0.9) < 0.05
+
+
 def test_velocities_by_the_devkit_are_those_of_the_simulation(devkit: NuScenes) -> None:
     compared = 0
     for scene_number, scene in enumerate(devkit.scene):
