@@ -19,6 +19,8 @@ from trainer.parallel.engine import Engine
 from trainer.parallel.launch import Launch
 
 PICTURE_CLIPS = 4
+_LEAST_BATCH = 8
+"""Clips in a forward: a wrong reference comes from the same batch, so there must be several scenes in it."""
 
 Sheets = dict[str, dict[str, np.ndarray]]
 """Objective -> column title -> B T 3 H W in [0, 1]."""
@@ -71,8 +73,9 @@ def read_held_out(
     if held_out is None:
         return HeldOut([], [], pictures[0])
     clips = min(clips, len(held_out))
-    micro_steps = -(-clips // (micro_batch * launch.world_size))
-    share = Share(launch.rank, launch.world_size, micro_batch, micro_steps)
+    batch = max(micro_batch, _LEAST_BATCH)
+    micro_steps = -(-clips // (batch * launch.world_size))
+    share = Share(launch.rank, launch.world_size, batch, micro_steps)
     batches = _read(PlacedSamples(held_out, Order(seed, len(held_out), clips), preparations), share)
     counted = [torch.tensor([slot < clips for slot in share.slots(m)], dtype=torch.float64) for m in range(micro_steps)]
     return HeldOut(batches, counted, pictures[0])
