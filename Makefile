@@ -4,6 +4,9 @@
 
 BIN := .venv/bin
 
+# OpenMP threads that wait must sleep: spinning on a machine with few or shared cores makes small tensors 8 times slower.
+export OMP_WAIT_POLICY ?= passive
+
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 

@@ -77,6 +77,7 @@ def test_recomputed_activations_give_the_same_gradients_under_drop_path(runner: 
     assert_same_run(recomputed, kept)
 
 
+@pytest.mark.slow
 def test_bf16_learns_under_fsdp2_as_it_does_alone(runner: Runner, alone: Finished) -> None:
     short = ("parallel.precision=bf16", "steps=6")
     single = runner.run("bf16", *short)

@@ -50,7 +50,7 @@ def test_overrides_reach_nested_keys_and_list_items() -> None:
         ("objectives[0].mask.ratio=0.0001", "hides 0; at least one must be hidden"),
         ("objectives=[]", "objectives: .*at least 1 item"),
         ("parallel.micro_batch=5", "global_batch is 16, which parallel.micro_batch 5 does not divide"),
-        ("optim.warmup_steps=999999", "warmup_steps is 999999, longer than the 2000 steps"),
+        ("optim.warmup_steps=999999", "warmup_steps is 999999, longer than the 800 steps"),
         ("data.pairs.min_overlap=0.99", "min_overlap 0.99 is not below max_overlap"),
         ("data.augment.crop_share=[0.9,0.5]", "crop_share .* is not 0 < least <= most <= 1"),
         ("seed=-1", "seed: .*greater than or equal to 0"),
