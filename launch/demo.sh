@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 bin=.venv/bin
 out=${DEMO_FOLDER:-demo}
-steps=${DEMO_STEPS:-120}
+steps=${DEMO_STEPS:-150}
 export OMP_NUM_THREADS=1  # one core a rank
 
 echo "== 1. a synthetic city in nuScenes format -> $out/city"
@@ -13,8 +13,8 @@ echo "== 1. a synthetic city in nuScenes format -> $out/city"
 
 echo "== 2. CroCo on video, $steps steps on two FSDP2 ranks -> $out/run   (metrics: http://localhost:9400/metrics)"
 "$bin/accelerate" launch --config_file launch/accelerate/fsdp2.yaml --num_processes 2 -m odonata train \
-  launch/runs/croco_video_tiny.yaml "data.root=$out/city" "run.uri=$out/run" "steps=$steps" \
-  optim.warmup_steps=20 checkpoint.every_steps=40 observe.evaluate_every_steps=40 observe.pictures_every_steps=40 observe.evaluate_clips=32
+  launch/runs/croco_video_tiny.yaml "data.root=$out/city" "run.uri=$out/run" "steps=$steps" global_batch=8 \
+  optim.warmup_steps=20 checkpoint.every_steps=50 observe.evaluate_every_steps=50 observe.pictures_every_steps=50 observe.evaluate_clips=32
 
 cat <<EOF
 
