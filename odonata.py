@@ -72,11 +72,12 @@ def config(
 @app.command(epilog="Example: `odonata synthesize --out /tmp/city --scenes 8 --seed 0`")
 def synthesize(
     out: Annotated[Path, typer.Option(help="Folder to write the dataroot into; finished scenes in it are kept.")],
-    scenes: Annotated[int, typer.Option(help="Scenes to drive.")] = 8,
-    seed: Annotated[int, typer.Option(help="Another seed is another city.")] = 0,
-    duration_s: Annotated[float, typer.Option(help="Seconds in a scene.")] = 20.0,
-    scale: Annotated[float, typer.Option(help="Share of the cameras' 1600 x 900 pixels.")] = 0.25,
-    workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.")] = None,
+    scenes: Annotated[int, typer.Option(help="Scenes to drive; every fourth is held out.", min=1, max=9999)] = 8,
+    seed: Annotated[int, typer.Option(help="Another seed is another city.", min=0, max=2**32 - 1)] = 0,
+    duration_s: Annotated[float, typer.Option(help="Seconds in a scene.", min=1, max=60)] = 20.0,
+    scale: Annotated[float, typer.Option(help="Share of the cameras' 1600 x 900 pixels.", min=0.02, max=1)] = 0.25,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.", min=1)] = None,
+    ground_truth: Annotated[bool, typer.Option(help="Also write dense depth, flow and instances of every image.")] = True,
 ) -> None:
     """Write a synthetic driving data set in nuScenes format, with dense ground truth beside it."""
     from trainer.observe.logs import configure_logging
@@ -84,7 +85,7 @@ def synthesize(
     from trainer.synthesis.dataroot import synthesize as write_dataroot
 
     configure_logging(rank=0)
-    settings = SynthesisConfig(scenes=scenes, seed=seed, duration_s=duration_s, scale=scale)
+    settings = SynthesisConfig(scenes=scenes, seed=seed, duration_s=duration_s, scale=scale, ground_truth=ground_truth)
     print(write_dataroot(out, settings, workers=workers))
 
 

@@ -1,0 +1,55 @@
+"""The command line: what it refuses, with which code, and how fast it answers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = "launch/runs/croco_video_tiny.yaml"
+
+
+def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "odonata", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", [(), ("train",), ("config",), ("synthesize",)])
+def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None:
+    done = odonata(*command, "--help")
+    assert done.returncode == 0
+    assert not command or "Example:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("config", "launch/runs/nothing.yaml"), "is not a file"),
+        (("config",), "needs a run config"),
+        (("config", TINY, "optim.lrr=1"), "did you mean lr?"),
+        (("train", TINY, "--resume", "perhaps"), "neither auto nor never"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(arguments: tuple[str, ...], sentence: str) -> None:
+    done = odonata(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("odonata: ")
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", [("--scenes", "0"), ("--scale", "2"), ("--duration-s", "0"), ("--seed", "-1")])
+def test_a_synthesis_that_makes_no_sense_is_refused(option: tuple[str, str], tmp_path: Path) -> None:
+    done = odonata("synthesize", "--out", str(tmp_path / "city"), *option)
+    assert done.returncode == 2
+    assert option[0] in done.stderr
+    assert not (tmp_path / "city").exists()
+
+
+def test_another_projects_package_of_our_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("")
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import odonata; odonata.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert str(tmp_path / "models") in done.stderr
