@@ -7,7 +7,6 @@ weights alone. Every rank runs the same number of forwards; places beyond the la
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from models.batch import Batch
@@ -15,15 +14,13 @@ from models.objectives.base import Preparation
 from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader
 from trainer.data.order import Order, Share
 from trainer.data.source import Source
+from trainer.observe.report import Sheets
 from trainer.parallel.engine import Engine
 from trainer.parallel.launch import Launch
 
 PICTURE_CLIPS = 4
 _LEAST_BATCH = 8
 """Clips in a forward: a wrong reference comes from the same batch, so there must be several scenes in it."""
-
-Sheets = dict[str, dict[str, np.ndarray]]
-"""Objective -> column title -> B T 3 H W in [0, 1]."""
 
 
 @dataclass(frozen=True)

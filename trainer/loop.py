@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -191,7 +191,7 @@ def save(run: Run) -> None:
         run.progress.step,
         run.engine.state(),
         engine=run.engine.launch.engine,
-        progress=vars(replace(run.progress)),
+        progress=asdict(run.progress),
     )
     run.observer.checkpoint(report)
 

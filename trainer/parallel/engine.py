@@ -26,7 +26,7 @@ from models.batch import Batch, Losses
 from models.pretraining import PretrainingModel, Task
 from trainer.checkpoint.logical import logical_state
 from trainer.config.training import OptimConfig, ParallelConfig
-from trainer.optim import MovingAverage, build_optimizer, set_learning_rate
+from trainer.optim import MovingAverage, build_optimizer, local_part, set_learning_rate
 from trainer.parallel.fsdp2 import checkpoint_activations, shard
 from trainer.parallel.launch import Launch
 
@@ -120,7 +120,7 @@ class Engine:
         if self.clip_grad_norm:
             factor = (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
             for gradient in self._gradients():
-                (gradient.to_local() if isinstance(gradient, DTensor) else gradient).mul_(factor)
+                local_part(gradient).mul_(factor)
 
 
 def build_engine(model: PretrainingModel, launch: Launch, parallel: ParallelConfig, optim: OptimConfig) -> Engine:
