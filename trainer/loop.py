@@ -27,7 +27,7 @@ from trainer.observe.report import Observer, StepReport
 from trainer.optim import learning_rate
 from trainer.parallel.engine import Engine
 from trainer.stop import StopWish
-from trainer.store import Store
+from trainer.store.base import Store
 
 log = logging.getLogger(__name__)
 

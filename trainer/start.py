@@ -30,7 +30,8 @@ from trainer.observe.build import build_observer
 from trainer.parallel.engine import Engine, build_engine
 from trainer.parallel.launch import Launch, micro_steps, start_process_group, stop_process_group
 from trainer.stop import listening
-from trainer.store import Store, open_store
+from trainer.store.base import Store
+from trainer.store.open import open_store
 
 log = logging.getLogger(__name__)
 

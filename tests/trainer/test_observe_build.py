@@ -16,7 +16,7 @@ from tests.trainer.observe_fakes import Saved, Seat, report, sheets
 from trainer.config.load import parse_run_config
 from trainer.config.run import RunConfig
 from trainer.observe.build import build_observer
-from trainer.store import open_store
+from trainer.store.open import open_store
 
 
 def run_config(folder: Path, **observe: object) -> RunConfig:

@@ -16,7 +16,7 @@ from trainer.observe.pictures import Pictures
 from trainer.observe.progress import Milestones, ProgressBar, ProgressLines
 from trainer.observe.record import RunRecord
 from trainer.observe.report import Observer, SilentObserver
-from trainer.store import open_store
+from trainer.store.open import open_store
 
 
 def served_metrics() -> Metrics:

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.trainer.observe_fakes import sheets
 from trainer.observe import pictures
 from trainer.observe.pictures import Pictures, draw_sheet, lay_out, spread_frames
-from trainer.store import open_store
+from trainer.store.open import open_store
 
 LEFT = pictures.MARGIN_PX + pictures.LABEL_PX
 TOP = pictures.MARGIN_PX + 2 * pictures.LINE_PX

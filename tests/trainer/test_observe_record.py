@@ -19,7 +19,8 @@ from tests.trainer.observe_fakes import Saved, Seat, report
 from trainer.errors import EXIT_RETRY
 from trainer.observe.environment import describe_environment, describe_revision
 from trainer.observe.record import RunRecord
-from trainer.store import StoreError, open_store
+from trainer.store.base import StoreError
+from trainer.store.open import open_store
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import torch
 from tests.runs import Finished, Runner
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.config.training import CheckpointConfig
-from trainer.store import open_store
+from trainer.store.open import open_store
 
 LOSS_RTOL = 1e-6
 WEIGHT_RTOL = 1e-4

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.store import ObjectExistsError, ObjectMissingError, Store, StoreError, open_store
+from trainer.store.base import ObjectExistsError, ObjectMissingError, Store, StoreError
+from trainer.store.open import open_store
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "local": open_store,
@@ -140,7 +141,7 @@ def test_a_key_cannot_leave_the_store(store: Store, key: str) -> None:
 def test_what_a_killed_put_left_is_not_seen_and_goes_with_its_prefix(tmp_path: Path) -> None:
     program = """
 import os, sys
-from trainer.store import open_store
+from trainer.store.open import open_store
 def killed():
     yield memoryview(b"half" * 100_000)
     os.kill(os.getpid(), 9)

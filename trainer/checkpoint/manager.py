@@ -39,7 +39,7 @@ from trainer.checkpoint.record import MANIFEST, Record, dump_record, parse_recor
 from trainer.checkpoint.storage import Reader, Writer, load_planner, save_planner, why_damaged
 from trainer.config.training import CheckpointConfig
 from trainer.errors import CheckpointError, ConfigError, OdonataError
-from trainer.store import ObjectMissingError, Store, StoreError
+from trainer.store.base import ObjectMissingError, Store, StoreError
 
 log = logging.getLogger(__name__)
 

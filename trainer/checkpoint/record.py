@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from trainer.errors import CheckpointError
-from trainer.store import Checksum
+from trainer.store.base import Checksum
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

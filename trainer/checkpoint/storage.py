@@ -31,7 +31,7 @@ from torch.futures import Future as TorchFuture
 
 from trainer.checkpoint.record import DTYPE_BYTES, Chunk, Record, StoredObject, StoredTensor
 from trainer.errors import CheckpointError
-from trainer.store import Checksum, ObjectInfo, Store
+from trainer.store.base import Checksum, ObjectInfo, Store
 
 _VERIFY_BYTES = 16 * 2**20
 

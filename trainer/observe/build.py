@@ -23,7 +23,7 @@ from trainer.observe.pictures import Pictures
 from trainer.observe.progress import Milestones, build_progress
 from trainer.observe.record import RunRecord
 from trainer.observe.report import Observer
-from trainer.store import Store
+from trainer.store.base import Store
 
 log = logging.getLogger(__name__)
 

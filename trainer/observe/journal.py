@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.store import ObjectMissingError, Store, StoreError
+from trainer.store.base import ObjectMissingError, Store, StoreError
 
 log = logging.getLogger(__name__)
 

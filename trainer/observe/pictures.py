@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from trainer.observe.report import Sheets, SilentObserver
-from trainer.store import Store
+from trainer.store.base import Store
 
 log = logging.getLogger(__name__)
 

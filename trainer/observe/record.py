@@ -19,7 +19,7 @@ from typing import Any
 
 from trainer.observe.journal import Journal
 from trainer.observe.report import SavedCheckpoint, SilentObserver, StepReport
-from trainer.store import Store
+from trainer.store.base import Store
 
 
 class RunRecord(SilentObserver):

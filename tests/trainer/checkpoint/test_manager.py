@@ -16,7 +16,8 @@ from trainer.checkpoint.manager import CheckpointManager, load_into_model, read_
 from trainer.checkpoint.record import MANIFEST, Record
 from trainer.config.training import CheckpointConfig
 from trainer.errors import CheckpointError
-from trainer.store import Store, StoreError, open_store
+from trainer.store.base import Store, StoreError
+from trainer.store.open import open_store
 
 OBJECT = "rank-00000.bin"
 
@@ -142,7 +143,7 @@ import os, sys
 from tests.trainer.checkpoint.toy import Trainer
 from trainer.checkpoint import manager
 from trainer.config.training import CheckpointConfig
-from trainer.store import open_store
+from trainer.store.open import open_store
 killed_at = sys.argv[2]
 store = open_store(sys.argv[1])
 put = store.put

@@ -23,7 +23,8 @@ from trainer.checkpoint.manager import CheckpointManager, load_into_model, read_
 from trainer.checkpoint.record import Record
 from trainer.config.training import CheckpointConfig
 from trainer.errors import CheckpointError, ConfigError
-from trainer.store import Store, StoreError, open_store
+from trainer.store.base import Store, StoreError
+from trainer.store.open import open_store
 
 SAVED_AT = 4
 AFTER = range(SAVED_AT, SAVED_AT + 5)

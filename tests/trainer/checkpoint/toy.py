@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from trainer.checkpoint.logical import logical_state
 from trainer.optim import MovingAverage
-from trainer.store import ObjectInfo, Store, StoreError
+from trainer.store.base import ObjectInfo, Store, StoreError
 
 WIDTH = 12
 SAMPLES = 8

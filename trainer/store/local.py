@@ -1,108 +1,18 @@
-"""One store of named objects, under every run: checkpoints, incidents, pictures, whatever has to outlive a pod.
-
-An object is whole or absent: a reader never sees half of one, whenever the writer was killed. Keys are relative names with
-"/" between their parts; a prefix is a run of whole parts, so "a" holds "a/b" and never "ab". Every object that is put has
-its CRC-32 returned, computed from the bytes in memory: it finds every truncation and every burst of flipped bits up to
-32 long, other damage but once in 2^32, runs at 3.3 GB/s on a core where SHA-256 runs at 1.4, and is a checksum that S3 keeps
-for whole objects too, so it is the same number end to end. It is no guard against somebody who means harm.
-
-Left to whom: what is stored under which name, and which objects belong together, is the caller's business.
-"""
+"""A store that is a folder of this machine, or of a file system that it mounts."""
 
 import errno
 import os
 import secrets
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol, runtime_checkable
 
-from trainer.errors import ConfigError, RetryError
+from trainer.errors import ConfigError
+from trainer.store.base import Checksum, ObjectExistsError, ObjectInfo, ObjectMissingError, StoreError
 
 _PARTIAL = ".partial-"
 _WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
-
-
-class StoreError(RetryError):
-    """The store does not do, at the moment, what it was asked."""
-
-
-class ObjectMissingError(StoreError):
-    """There is no object of this name, or it has fewer bytes than were asked for."""
-
-
-class ObjectExistsError(StoreError):
-    """An object that must not be there yet is there."""
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """An object as the store knows it; only `put` knows the checksum."""
-
-    key: str
-    bytes: int
-    checksum: str | None = None
-
-
-class Checksum:
-    """CRC-32 and length of the bytes shown to it; its text names its kind, so that another kind can join."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._crc = 0
-
-    def update(self, piece: bytes | memoryview) -> None:
-        """Count one more piece."""
-        self._crc = zlib.crc32(piece, self._crc)
-        self.bytes += memoryview(piece).nbytes
-
-    def __str__(self) -> str:
-        return f"crc32:{self._crc:08x}"
-
-
-@runtime_checkable
-class Store(Protocol):
-    """Named objects in one place; `uri` says where, for messages."""
-
-    uri: str
-
-    def put(self, key: str, payload: bytes | Iterable[memoryview], *, exclusive: bool = False) -> ObjectInfo:
-        """Store `payload` under `key`, whole or not at all, over what was there; the answer has size and checksum.
-
-        With `exclusive` an object that is there already stays, and ObjectExistsError is raised.
-        """
-        ...
-
-    def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        """The bytes of `key` from `offset` on, `length` of them or all that are left.
-
-        ObjectMissingError where there is no such object, or it ends before.
-        """
-        ...
-
-    def list(self, prefix: str) -> list[ObjectInfo]:
-        """Every whole object under `prefix`, or named so, by key; "" is everything.
-
-        What is being written is not in it, and what is not there is no error.
-        """
-        ...
-
-    def delete(self, prefix: str) -> None:
-        """Remove every object under `prefix`, or named so, and what a killed `put` left there; "" is refused.
-
-        What is not there is no error, and others may still see some of the objects until it returns.
-        """
-        ...
-
-    def child(self, prefix: str) -> "Store":
-        """The same store seen from `prefix`: its keys begin there.
-
-        Nothing is created or looked up.
-        """
-        ...
 
 
 class LocalStore:
@@ -199,18 +109,6 @@ class LocalStore:
             if error.errno in _WRONG_PLACE:
                 raise ConfigError(f"{sentence}; give a folder that this user may read and write") from error
             raise StoreError(f"{sentence}; mend that (space, quota, mount) and start the same job again") from error
-
-
-def open_store(uri: str | Path) -> Store:
-    """The store at `uri`, a folder that need not exist yet."""
-    text = str(uri)
-    if text.startswith("s3:/"):  # one slash: a Path has swallowed the other
-        raise ConfigError(
-            f"{text} asks for S3, and this version keeps runs in folders only; give a folder, a mounted one if need be"
-        )
-    if "://" in text:
-        raise ConfigError(f"{text} is neither a folder nor a kind of store that this version knows; give a folder")
-    return LocalStore(Path(text).absolute())
 
 
 def _write(path: Path, pieces: Iterable[memoryview]) -> Checksum:
