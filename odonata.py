@@ -4,14 +4,22 @@ Each command is one call into a room below; imports wait until a command needs t
 without torch. An OdonataError is a sentence on stderr and an exit code that Kubernetes can act on (trainer/errors.py).
 """
 
+import json
 import os
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from trainer.errors import EXIT_RETRY, ConfigError, OdonataError
+
+if TYPE_CHECKING:
+    from trainer.checkpoint.tools import Checkpoint
+
+_PIPED_WIDTH = 10_000
 
 app = typer.Typer(
     name="odonata",
@@ -22,8 +30,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+checkpoints = typer.Typer(no_args_is_help=True)
+app.add_typer(checkpoints, name="checkpoints")
+
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run config; launch/runs/ has some.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config, as optim.lr=3e-4.")]
+
+Uri = Annotated[str, typer.Argument(metavar="URI", help="A run, or one folder in its checkpoints/; local or s3://bucket/prefix.")]
+Step = Annotated[int | None, typer.Option(help="Which checkpoint of the run; the newest whole one by default.", min=0)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command(
@@ -49,7 +64,7 @@ def train(
 
     launch = read_launch(os.environ, config.parallel)
     configure_logging(launch.rank)
-    start(config, launch, resume=resume == "auto")
+    start(config, launch, resume=resume == "auto", job=os.environ.get("ODONATA_JOB"))
 
 
 @app.command(epilog="Example: `odonata config launch/runs/croco_video_tiny.yaml optim.lr=3e-4`")
@@ -89,6 +104,119 @@ def synthesize(
     print(write_dataroot(out, settings, workers=workers))
 
 
+@checkpoints.callback()
+def look_after_checkpoints() -> None:
+    """Look at the checkpoints of a run, check, copy and export them."""
+    from trainer.observe.logs import configure_logging
+
+    configure_logging(rank=0)
+
+
+@checkpoints.command("list", epilog="Example: `odonata checkpoints list runs/croco_video_tiny`")
+def list_checkpoints(uri: Uri, as_json: AsJson = False) -> None:
+    """List every save of a run, with the reason where one is not whole. Sizes are compared, bytes are not: see verify."""
+    from trainer.checkpoint import tools
+
+    _show_checkpoints(tools.list_checkpoints(tools.open_place(uri)), checked="sizes", as_json=as_json)
+
+
+@checkpoints.command("show", epilog="Example: `odonata checkpoints show s3://bucket/runs/base --step 4000`")
+def show_checkpoint(uri: Uri, step: Step = None, as_json: AsJson = False) -> None:
+    """Show one checkpoint: who wrote it, how far the run was, and every tensor in it."""
+    from trainer.checkpoint import tools
+
+    record = tools.choose_checkpoint(tools.open_place(uri), step)
+    described = tools.describe_record(record)
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    for name in ("prefix", "step", "created", "engine", "world_size", "writer"):
+        print(f"{name:<12}{described[name]}")
+    print(f"{'progress':<12}{', '.join(f'{name} {count}' for name, count in record.progress.items())}")
+    _print_table(
+        ("tensor", "shape", "type", "bytes"),
+        (
+            (name, " x ".join(map(str, tensor.shape)) or "scalar", tensor.dtype, f"{tools.tensor_bytes(tensor):,}")
+            for name, tensor in sorted(record.tensors.items())
+        ),
+        right=("bytes",),
+    )
+    _print_table(
+        ("kind", "tensors", "elements", "bytes"),
+        (
+            (kind, f"{total.tensors:,}", f"{total.elements:,}", f"{total.bytes:,}")
+            for kind, total in tools.totals_by_kind(record).items()
+        ),
+        right=("tensors", "elements", "bytes"),
+    )
+
+
+@checkpoints.command("verify", epilog="Example: `odonata checkpoints verify runs/croco_video_tiny`")
+def verify_checkpoints(
+    uri: Uri,
+    step: Annotated[int | None, typer.Option(help="Only the checkpoint of this step; all by default.", min=0)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every byte again and compare it with its checksum; exit 2 where something is damaged."""
+    from trainer.checkpoint import tools
+
+    place = tools.open_place(uri)
+    found = list(tools.list_checkpoints(place, step))
+    with _bar("verifying", sum(checkpoint.record.bytes for checkpoint in found if checkpoint.record)) as advance:
+        verified = [tools.verify_checkpoint(place.store, checkpoint, advance) for checkpoint in found]
+    _show_checkpoints(verified, checked="every byte", as_json=as_json)
+    tools.raise_if_damaged(place, verified)
+
+
+@checkpoints.command("copy", epilog="Example: `odonata checkpoints copy runs/base s3://bucket/runs/base --step 4000`")
+def copy_checkpoint(
+    uri: Uri,
+    destination: Annotated[str, typer.Argument(metavar="RUN", help="Run to copy it into; it need not exist yet.")],
+    step: Step = None,
+) -> None:
+    """Copy one checkpoint into another run, comparing checksums on the way; nothing is ever written over."""
+    from trainer.checkpoint import tools
+
+    place, target = tools.open_place(uri), tools.open_place(destination)
+    if target.prefix:
+        raise ConfigError(f"{destination} was given to copy into and is one checkpoint; give the run, {target.store.uri}")
+    record = tools.choose_checkpoint(place, step)
+    with _bar("copying", record.bytes) as advance:
+        print(tools.copy_checkpoint(place.store, record, target.store, advance))
+
+
+@checkpoints.command("export", epilog="Example: `odonata checkpoints export runs/base --format timm --out base.safetensors`")
+@app.command("export", epilog="Example: `odonata export runs/base --format timm --out base.safetensors`")
+def export_encoder(
+    uri: Uri,
+    layout: Annotated[
+        Literal["safetensors", "timm", "hf"],
+        typer.Option("--format", help="Our own names; timm's VisionTransformer; a folder for transformers' AutoModel."),
+    ] = "safetensors",
+    out: Annotated[Path | None, typer.Option(help="File, or folder for hf, to write; named after the run by default.")] = None,
+    step: Step = None,
+    weights: Annotated[
+        Literal["model", "ema"] | None, typer.Option(help="Weights or their moving average; by default ema where there is one.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over what --out names.")] = False,
+) -> None:
+    """Write the encoder of a checkpoint to a file that loads without this package.
+
+    timm and hf get it as an image encoder: one frame of one camera, with the features that ours gives for a still image.
+    """
+    from trainer import export
+    from trainer.checkpoint.tools import open_place
+    from trainer.observe.logs import configure_logging
+
+    configure_logging(rank=0)
+    planned = export.plan_export(open_place(uri), layout=layout, step=step, weights=weights)
+    path = out or Path(planned.default_name)
+    with _bar("exporting", planned.bytes) as advance:
+        load = export.export_encoder(planned, path, advance, overwrite=overwrite)
+    print(f"{path}: the encoder of step {planned.record.step}, its {'moving average' if planned.weights == 'ema' else 'weights'}")
+    print(f"load it with {load}")
+
+
 def main() -> None:
     """Run the command line; the only place where an exception becomes an exit code."""
     try:
@@ -125,6 +253,58 @@ def _is_peer_loss(error: Exception) -> bool:
     from trainer.parallel.launch import is_peer_loss
 
     return is_peer_loss(error)
+
+
+def _show_checkpoints(found: "Iterable[Checkpoint]", *, checked: str, as_json: bool) -> None:
+    from rich.filesize import decimal
+
+    from trainer.checkpoint.tools import describe_checkpoint
+
+    if as_json:
+        print(json.dumps([describe_checkpoint(checkpoint) for checkpoint in found], indent=2))
+        return
+    _print_table(
+        ("step", "written", "size", "engine", "ranks", "folder", "whole?"),
+        (
+            (
+                str(checkpoint.save.step),
+                checkpoint.created or "",
+                decimal(checkpoint.bytes),
+                checkpoint.record.engine if checkpoint.record else "",
+                str(checkpoint.record.world_size) if checkpoint.record else "",
+                checkpoint.save.prefix,
+                f"{checkpoint.state}: {checkpoint.reason}" if checkpoint.reason else f"yes ({checked})",
+            )
+            for checkpoint in found
+        ),
+        right=("step", "size", "ranks"),
+    )
+
+
+def _print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, right: tuple[str, ...]) -> None:
+    """A table as wide as the terminal, or, where there is none, one line a row whatever its width."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, markup=False, emoji=False, highlight=False).print(table)
+
+
+@contextmanager
+def _bar(doing: str, total_bytes: int) -> Iterator[Callable[[int], object]]:
+    """A bar on stderr while there is a terminal; what it gives is told of bytes."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from trainer.observe.logs import CONSOLE
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
+        task = bar.add_task(doing, total=total_bytes)
+        yield lambda count: bar.advance(task, count)
 
 
 if __name__ == "__main__":

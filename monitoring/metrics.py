@@ -67,4 +67,6 @@ METRICS: tuple[Metric, ...] = (
     Metric("odonata_checkpoint_seconds", "gauge", "How long the last checkpoint took.", "seconds"),
     Metric("odonata_checkpoint_bytes", "gauge", "Size of the last checkpoint over all ranks.", "bytes"),
     Metric("odonata_checkpoints_total", "counter", "Checkpoints that this process has committed with the others."),
+    Metric("odonata_checkpoint_failures_total", "counter", "Saves that the store did not take; training went on."),
+    Metric("odonata_checkpoint_stall_seconds_total", "counter", "Time that training waited for checkpoints.", "seconds"),
 )

@@ -118,6 +118,11 @@ def kill_tree(pid: int) -> None:
         process.kill()
 
 
+def ranks_of(launcher: int) -> list[psutil.Process]:
+    """The ranks that a launcher has started, not the loader workers below them."""
+    return [child for child in psutil.Process(launcher).children() if "odonata" in child.cmdline()]
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on now."""
     with socket.socket() as listener:

@@ -5,10 +5,11 @@
     ├── DataError          exit 2   the data set is wrong as a whole: do not retry
     │   └── ClipError               one clip cannot be read; the loader replaces it and counts it
     ├── CheckpointError    exit 2   no checkpoint fits this run: do not retry
+    ├── RefusedError       exit 3   another writer holds the run: do not retry
     ├── DivergedError      exit 2   too many non-finite steps in a row: do not retry
     └── RetryError         exit 75  start the same job again: it resumes
         ├── PreemptedError          SIGTERM or SIGINT came; the state is saved
-        ├── StoreError              the store does not answer, or has no room (trainer/store.py)
+        ├── StoreError              the store does not answer, or has no room (trainer/store)
         └── PeerLostError           another rank vanished or hangs
 
 A message has four parts: what was asked, what was found, what would do, what to change. Exceptions are for the world,
@@ -21,6 +22,7 @@ Left to whom: what Kubernetes does with a code is decided in `k8s/`.
 EXIT_DONE = 0
 EXIT_DEFECT = 1
 EXIT_DO_NOT_RETRY = 2
+EXIT_REFUSED = 3
 EXIT_RETRY = 75  # EX_TEMPFAIL of sysexits.h
 
 
@@ -59,6 +61,12 @@ class CheckpointError(OdonataError):
     """No stored checkpoint can be used as asked."""
 
     exit_code = EXIT_DO_NOT_RETRY
+
+
+class RefusedError(OdonataError):
+    """The run has another writer."""
+
+    exit_code = EXIT_REFUSED
 
 
 class DivergedError(OdonataError):

@@ -1,7 +1,7 @@
 """The training loop: fetch, forward, backward, update, report, save, stop on signal.
 
     run.steps():   fetch a batch -> engine.train_micro_step (x micro_steps) -> reduce -> engine.update -> StepReport
-    after a step:  evaluate? draw? save? stop?
+    after a step:  evaluate? draw? begin to save? tell of saves that ended? stop?
 
 Everything here is plumbing. What is learnt is the objectives' business, what a step costs the engine's, what a step
 means for the run (its clips, crops and masks) a pure function of (seed, step, slot) in `trainer.data`. The parts are put
@@ -14,16 +14,18 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import NoReturn
 
 import torch
 
 from models.batch import Batch, Losses
-from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.manager import CheckpointManager, SaveReport
 from trainer.config.run import RunConfig
 from trainer.errors import DataError, DivergedError, PreemptedError
 from trainer.held_out import HeldOut
 from trainer.memory import peak_memory_bytes
-from trainer.observe.report import Observer, StepReport
+from trainer.observe.observers import Observers
+from trainer.observe.report import StepReport
 from trainer.optim import learning_rate
 from trainer.parallel.engine import Engine
 from trainer.stop import StopWish
@@ -53,7 +55,7 @@ class Run:
     micro_steps: int
     held_out: HeldOut
     checkpoints: CheckpointManager
-    observer: Observer
+    observer: Observers
     store: Store
     stop: StopWish
     progress: Progress = field(default_factory=Progress)
@@ -69,12 +71,12 @@ def train(run: Run) -> None:
             evaluate(run)
         if is_due(run, run.config.observe.pictures_every_steps):
             draw(run)
-        if stop or is_due(run, run.config.checkpoint.every_steps):
+        if is_due(run, run.config.checkpoint.every_steps):
             save(run)  # last, so that what a kill takes is done again on resume, evaluation included
+        report_saves(run)
         if stop and run.progress.step < run.config.steps:
-            raise PreemptedError(
-                f"stopped by a signal after step {run.progress.step}, which is saved; start the same job again to go on"
-            )
+            stop_saved(run)
+    finish_saves(run)
 
 
 def take_step(run: Run) -> tuple[StepReport, bool]:
@@ -186,14 +188,44 @@ def check_health(run: Run, report: StepReport) -> None:
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of the state after this step; every rank takes part."""
-    report = run.checkpoints.save(
+    """Begin a checkpoint of the state after this step; every rank takes part, and training goes on once the state is copied."""
+    run.checkpoints.save(
         run.progress.step,
         run.engine.state(),
         engine=run.engine.launch.engine,
         progress=asdict(run.progress),
+        before_commit=run.observer.sync,
     )
-    run.observer.checkpoint(report)
+
+
+def report_saves(run: Run) -> SaveReport | None:
+    """Tell of the saves that have ended since; the last of them."""
+    reports = run.checkpoints.poll()
+    for report in reports:
+        run.observer.checkpoint(report)
+    return reports[-1] if reports else None
+
+
+def finish_saves(run: Run) -> None:
+    """Wait for the save in flight, whose failure is now an error: no later one will make up for it."""
+    run.checkpoints.finish()
+    last = report_saves(run)
+    if last and last.error:
+        raise last.error
+
+
+def stop_saved(run: Run) -> NoReturn:
+    """End after a signal with this step saved, or with the newest checkpoint where the grace period is too short for one more."""
+    if not is_due(run, run.config.checkpoint.every_steps):
+        if run.checkpoints.fits_into(run.config.checkpoint.grace_s - run.stop.seconds_ago):
+            save(run)
+        else:
+            log.warning("too little of the grace period is left for a checkpoint of step %d", run.progress.step)
+    finish_saves(run)
+    raise PreemptedError(
+        f"stopped by a signal after step {run.progress.step}; step {run.checkpoints.last_committed_step} is saved; "
+        "start the same job again to go on"
+    )
 
 
 def evaluate(run: Run) -> None:

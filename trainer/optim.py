@@ -7,7 +7,7 @@ below all of them. The rate of a step is a pure function of the step: linear fro
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +48,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class MovingAverage:
-    """Exponential moving average of the encoder's weights, sharded as the weights are."""
+    """Exponential moving average of the encoder's weights among `weights`, sharded as they are."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, weights: Iterable[tuple[str, Tensor]], decay: float) -> None:
         self.decay = decay
-        self.live = dict(_encoder_parameters(model))
+        self.live = {name: weight for name, weight in weights if "encoder." in name}
         self.averages: dict[str, Tensor] = {name: weight.detach().clone() for name, weight in self.live.items()}
 
     @torch.no_grad()
@@ -65,10 +65,6 @@ class MovingAverage:
 def local_part(tensor: Tensor) -> Tensor:
     """The shard of a DTensor that this rank holds, sharing its memory; a plain tensor is all its own."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _encoder_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, weight) for name, weight in model.named_parameters() if "encoder." in name)
 
 
 def _has_no_decay(name: str, parameter: Tensor) -> bool:

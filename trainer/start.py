@@ -1,7 +1,7 @@
 """From a run config to a running run: check, build the parts in one stated order, resume, train.
 
 data        the index and both sources; fields that objectives need are offered; no GPU is touched before this
-ranks       join the process group
+ranks       join the process group, become the run's writer
 model       seeded weights, warm start, engine (sharding, optimiser, moving average)
 state       the newest whole checkpoint, if there is one
 batches     from the step that the state says
@@ -9,11 +9,13 @@ observers   the run folder, the progress bar, /metrics
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 
 import torch
 
 from models.attention import choose_backend
+from models.batch import Batch
 from models.objectives.base import Preparation
 from models.pretraining import PretrainingModel, build_model, build_preparations
 from trainer.checkpoint.manager import CheckpointManager, load_into_model
@@ -24,11 +26,11 @@ from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader, check
 from trainer.data.order import Order, Share
 from trainer.data.source import Source
 from trainer.errors import CheckpointError, ConfigError
-from trainer.held_out import read_held_out
+from trainer.held_out import HeldOut, read_held_out
 from trainer.loop import Progress, Run, train
 from trainer.observe.build import build_observer
 from trainer.parallel.engine import Engine, build_engine
-from trainer.parallel.launch import Launch, micro_steps, start_process_group, stop_process_group
+from trainer.parallel.launch import Launch, micro_steps, process_group
 from trainer.stop import listening
 from trainer.store.base import Store
 from trainer.store.open import open_store
@@ -36,56 +38,50 @@ from trainer.store.open import open_store
 log = logging.getLogger(__name__)
 
 
-def start(config: RunConfig, launch: Launch, *, resume: bool) -> None:
-    """Run `config` on this rank to its end; `resume` goes on from the newest whole checkpoint."""
+def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = None) -> None:
+    """Run `config` on this rank to its end; `resume` goes on from the newest whole checkpoint.
+
+    `job` is the same for every restart of one job, which may take the run over at once.
+    """
     micro_batch, micro = micro_steps(launch, config.parallel, config.global_batch)
+    share = Share(launch.rank, launch.world_size, micro_batch, micro)
     preparations = build_preparations(config.objectives, config.token_grid, config.encoder)
     training, held_out = open_sources(config, preparations)
-    shown = held_out or build_source(config.data, "train", augment=False)
-    assert shown is not None, "every kind of source has a training split"
-    start_process_group(launch, timeout_s=config.parallel.timeout_s)
+    with process_group(launch, timeout_s=config.parallel.timeout_s):
+        store = open_store(config.run.uri, config.store)
+        with claimed_checkpoints(config, store, job=job) as checkpoints:
+            engine = build_trained_engine(config, launch)
+            progress = resume_from(checkpoints, engine, store) if resume else begin_anew(checkpoints, store)
+            checkpoints.prepare(engine.state())
+            batches = build_batches(config, launch, training, preparations, share, first_step=progress.step)
+            held_out_clips = read_held_out_clips(config, launch, held_out, preparations, micro_batch=micro_batch)
+            observer = build_observer(config, launch, store, resumed_at=progress.step, source=training.describe())
+            with closing(observer), listening() as stop:
+                train(
+                    Run(
+                        config=config,
+                        engine=engine,
+                        batches=batches,
+                        micro_steps=micro,
+                        held_out=held_out_clips,
+                        checkpoints=checkpoints,
+                        observer=observer,
+                        store=store,
+                        stop=stop,
+                        progress=progress,
+                    )
+                )
+
+
+@contextmanager
+def claimed_checkpoints(config: RunConfig, store: Store, *, job: str | None) -> Iterator[CheckpointManager]:
+    """The checkpoints of the run, whose only writer this is until the end of the block."""
+    checkpoints = CheckpointManager(store, config.checkpoint, timeout_s=config.parallel.timeout_s)
+    checkpoints.claim(job=job)
     try:
-        store = open_store(config.run.uri)
-        engine = build_trained_engine(config, launch)
-        checkpoints = CheckpointManager(store, config.checkpoint)
-        progress = resume_from(checkpoints, engine, store) if resume else begin_anew(checkpoints, store)
-        share = Share(launch.rank, launch.world_size, micro_batch, micro)
-        samples = PlacedSamples(training, Order(config.seed, len(training), config.global_batch), preparations)
-        batches = build_loader(
-            samples,
-            PlaceSampler(share, progress.step, config.steps),
-            workers=config.data.workers,
-            prefetch_batches=config.data.prefetch_batches,
-            pin_memory=launch.device.type == "cuda",
-        )
-        observer = build_observer(config, launch, store, resumed_at=progress.step, source=training.describe())
-        with listening() as stop:
-            run = Run(
-                config=config,
-                engine=engine,
-                batches=iter(batches),
-                micro_steps=micro,
-                held_out=read_held_out(
-                    held_out,
-                    shown,
-                    preparations,
-                    seed=config.seed,
-                    clips=config.observe.evaluate_clips,
-                    micro_batch=micro_batch,
-                    launch=launch,
-                ),
-                checkpoints=checkpoints,
-                observer=observer,
-                store=store,
-                stop=stop,
-                progress=progress,
-            )
-            try:
-                train(run)
-            finally:
-                observer.close()
+        yield checkpoints
     finally:
-        stop_process_group()
+        checkpoints.close()
 
 
 def open_sources(config: RunConfig, preparations: Mapping[str, Preparation]) -> tuple[Source, Source | None]:
@@ -97,6 +93,38 @@ def open_sources(config: RunConfig, preparations: Mapping[str, Preparation]) -> 
     return training, build_source(config.data, "val", augment=False)
 
 
+def build_batches(
+    config: RunConfig, launch: Launch, training: Source, preparations: Mapping[str, Preparation], share: Share, *, first_step: int
+) -> Iterator[Batch]:
+    """This rank's micro-batches from `first_step` to the end of the run."""
+    samples = PlacedSamples(training, Order(config.seed, len(training), config.global_batch), preparations)
+    loader = build_loader(
+        samples,
+        PlaceSampler(share, first_step, config.steps),
+        workers=config.data.workers,
+        prefetch_batches=config.data.prefetch_batches,
+        pin_memory=launch.device.type == "cuda",
+    )
+    return iter(loader)
+
+
+def read_held_out_clips(
+    config: RunConfig, launch: Launch, held_out: Source | None, preparations: Mapping[str, Preparation], *, micro_batch: int
+) -> HeldOut:
+    """The clips of evaluations and pictures; where nothing is held out, pictures show training clips."""
+    shown = held_out or build_source(config.data, "train", augment=False)
+    assert shown is not None, "every kind of source has a training split"
+    return read_held_out(
+        held_out,
+        shown,
+        preparations,
+        seed=config.seed,
+        clips=config.observe.evaluate_clips,
+        micro_batch=micro_batch,
+        launch=launch,
+    )
+
+
 def build_trained_engine(config: RunConfig, launch: Launch) -> Engine:
     """The model with the weights that the run starts from, spread over the ranks."""
     try:
@@ -106,7 +134,7 @@ def build_trained_engine(config: RunConfig, launch: Launch) -> Engine:
     torch.manual_seed(config.seed)
     model: PretrainingModel = build_model(config.encoder, config.objectives, config.token_grid)
     if config.warm_start:
-        load_into_model(open_store(config.warm_start.uri), model, parts=config.warm_start.parts)
+        load_into_model(open_store(config.warm_start.uri, config.store), model, parts=config.warm_start.parts)
     return build_engine(model.to(launch.device), launch, config.parallel, config.optim)
 
 

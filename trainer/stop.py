@@ -6,6 +6,7 @@ sums (`trainer.loop`).
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,11 +19,19 @@ class StopWish:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._noted_s = 0.0
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
         del frame
+        if self.signal is None:
+            self._noted_s = time.monotonic()
         self.signal = signal.Signals(number)
+
+    @property
+    def seconds_ago(self) -> float:
+        """How long ago the first signal came; 0 where none came to this process."""
+        return time.monotonic() - self._noted_s if self.signal else 0.0
 
 
 @contextmanager

@@ -76,7 +76,7 @@ def test_a_longer_cosine_stops_half_way_down_as_croco_does() -> None:
 
 def test_the_moving_average_follows_the_encoder_alone() -> None:
     model = Named()
-    average = MovingAverage(model, decay=0.9)
+    average = MovingAverage(model.named_parameters(), decay=0.9)
     before = model.encoder.embed.weight.detach().clone()
     with torch.no_grad():
         model.encoder.embed.weight += 1

@@ -1,6 +1,5 @@
 """The same run under every engine and world size: 20 steps through the public command, on gloo."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +7,21 @@ import pytest
 import torch
 
 from tests.runs import Finished, Runner
-from trainer.checkpoint.manager import CheckpointManager
-from trainer.config.training import CheckpointConfig
+from trainer.checkpoint.manager import find_one, read_tensors
 from trainer.store.open import open_store
 
 LOSS_RTOL = 1e-6
 WEIGHT_RTOL = 1e-4
 
-ENGINES = {"ddp x2": ("ddp", 2), "fsdp2 x2": ("fsdp2", 2), "fsdp2 x4": ("fsdp2", 4), "hsdp 2x2": ("hsdp", 4)}
+ENGINES = {
+    "ddp x2": ("ddp", 2),
+    "fsdp2 x2": ("fsdp2", 2),
+    "fsdp2 x4": ("fsdp2", 4),
+    "hsdp 2x2": ("hsdp", 4),
+    "zero1 x2": ("zero1", 2),
+    "zero2 x2": ("zero2", 2),
+    "zero3 x2": ("zero3", 2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +38,7 @@ def spread(runner: Runner, request: pytest.FixtureRequest) -> Finished:
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Logical weights of the newest checkpoint of a run."""
     store = open_store(folder)
-    record = CheckpointManager(store, CheckpointConfig()).newest()
-    assert record is not None
-    names = {name: tensor for name, tensor in record.tensors.items() if name.startswith("model.")}
-    weights = {name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)) for name, tensor in names.items()}
-    CheckpointManager(store, CheckpointConfig()).load(replace(record, tensors=names), weights)
-    return weights
+    return read_tensors(store, find_one(store), prefix="model.")
 
 
 def assert_same_run(found: Finished, expected: Finished) -> None:

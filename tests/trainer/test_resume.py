@@ -4,11 +4,10 @@ import json
 import signal
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
-from tests.runs import Finished, Runner, kill_tree
+from tests.runs import Finished, Runner, kill_tree, ranks_of
 from tests.trainer.test_parity import final_weights
 
 BIT_EQUAL_KEYS = ("step", "loss", "grad_norm", "learning_rate")
@@ -80,7 +79,7 @@ def test_sigterm_to_the_launcher_saves_on_all_ranks(runner: Runner, unbroken: Fi
 def test_a_lost_peer_ends_the_survivors_and_the_run_resumes(runner: Runner, unbroken: Finished) -> None:
     process = runner.start("bereft", engine="fsdp2", processes=2)
     runner.wait_for_step("bereft", 12, process)
-    ranks = [child for child in psutil.Process(process.pid).children() if "odonata" in child.cmdline()]
+    ranks = ranks_of(process.pid)
     assert len(ranks) == 2
     ranks[-1].kill()
     assert runner.finish("bereft", process, timeout_s=60).returncode != 0

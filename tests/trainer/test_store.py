@@ -2,27 +2,45 @@
 
 import errno
 import os
+import secrets
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.s3_server import S3Server
 from trainer.errors import ConfigError
-from trainer.store.base import ObjectExistsError, ObjectMissingError, Store, StoreError
+from trainer.store.base import ObjectExistsError, ObjectInfo, ObjectMissingError, Store, StoreError, check_exclusive
+from trainer.store.local import LocalStore
 from trainer.store.open import open_store
 
-STORES: dict[str, Callable[[Path], Store]] = {
-    "local": open_store,
-    "child of local": lambda folder: open_store(folder).child("a/child"),
+
+def folder(request: pytest.FixtureRequest) -> Path:
+    place: Path = request.getfixturevalue("tmp_path")
+    return place / "not there yet"
+
+
+def s3_store(request: pytest.FixtureRequest) -> Store:
+    """A store of its own in the bucket of the session."""
+    server: S3Server = request.getfixturevalue("s3_server")
+    request.getfixturevalue("s3_owner")
+    return open_store(f"s3://{server.bucket}/{secrets.token_hex(8)}", server.config())
+
+
+STORES: dict[str, Callable[[pytest.FixtureRequest], Store]] = {
+    "local": lambda request: open_store(folder(request)),
+    "child of local": lambda request: open_store(folder(request)).child("a/child"),
+    "s3": s3_store,
+    "child of s3": lambda request: s3_store(request).child("a/child"),
 }
 
 
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return STORES[request.param](tmp_path / "not there yet")
+def store(request: pytest.FixtureRequest) -> Store:
+    return STORES[request.param](request)
 
 
 def keys(store: Store, prefix: str) -> list[str]:
@@ -141,6 +159,7 @@ def test_a_key_cannot_leave_the_store(store: Store, key: str) -> None:
 def test_what_a_killed_put_left_is_not_seen_and_goes_with_its_prefix(tmp_path: Path) -> None:
     program = """
 import os, sys
+from trainer.store.local import LocalStore
 from trainer.store.open import open_store
 def killed():
     yield memoryview(b"half" * 100_000)
@@ -180,10 +199,32 @@ def test_a_file_where_a_folder_must_be_is_a_wrong_config(tmp_path: Path) -> None
         open_store(tmp_path / "file").get("a")
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/run", Path("s3://bucket/run"), "gs://bucket/run"])
-def test_a_kind_of_store_that_is_not_there_is_a_wrong_config(uri: str | Path) -> None:
-    with pytest.raises(ConfigError, match="give a folder"):
+def test_a_store_says_that_it_honours_exclusive_puts_and_nothing_is_left_of_the_question(store: Store) -> None:
+    check_exclusive(store)
+    assert store.list("") == []
+
+
+def test_a_store_that_ignores_exclusive_is_a_wrong_config_that_names_it(tmp_path: Path) -> None:
+    class Forgetful(LocalStore):
+        def put(self, key: str, payload: bytes | Iterable[memoryview], *, exclusive: bool = False) -> ObjectInfo:
+            return super().put(key, payload)
+
+    with pytest.raises(ConfigError, match=f"{tmp_path} was asked .*If-None-Match"):
+        check_exclusive(Forgetful(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "uri", ["gs://bucket/run", Path("s3://bucket/run"), "s3:/bucket/run", "s3://", "s3:///run", "s3://b/../a"]
+)
+def test_a_uri_that_names_no_store_is_a_wrong_config(uri: str | Path) -> None:
+    with pytest.raises(ConfigError, match="s3://bucket/prefix"):
         open_store(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/a", "s3://bucket/a/b/"])
+def test_a_uri_on_s3_is_opened_without_a_look_at_it(uri: str) -> None:
+    assert open_store(uri).uri == uri.removesuffix("/")
 
 
 def test_a_relative_folder_stays_the_same_when_the_process_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,10 +78,9 @@ def boxes_of(tensor: Tensor) -> Boxes:
     if isinstance(tensor, DTensor):
         [chunk] = tensor.__create_chunk_list__()
         local = tensor.to_local().detach()
-        held = (Box(tuple(chunk.offsets), local),) if local.numel() else ()
+        held = (Box(tuple(chunk.offsets), local),) if local.numel() else ()  # an uneven shard may be empty
         return Boxes(tuple(tensor.shape), tensor.dtype, held)
-    held = (Box((0,) * tensor.ndim, tensor.detach()),) if tensor.numel() else ()
-    return Boxes(tuple(tensor.shape), tensor.dtype, held)
+    return Boxes(tuple(tensor.shape), tensor.dtype, (Box((0,) * tensor.ndim, tensor.detach()),))
 
 
 class SavePlanner(DefaultSavePlanner):
@@ -140,7 +139,9 @@ def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> Iterator[tu
         yield from _within_row(shape, last_whole, 0, stop % row)
 
 
-def _within_row(shape: tuple[int, ...], row: int, start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
+def _within_row(
+    shape: tuple[int, ...], row: int, start: int, stop: int
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
     elements = 1
     for size in shape[1:]:
         elements *= size

@@ -5,11 +5,11 @@
     ema.<fqn>                  moving averages
 
 <fqn> is the name of the weight in the bare model: the names that DDP, activation checkpointing and torch.compile put around a
-module are taken out. Values share their memory with what trains (a DTensor under FSDP2), so saving reads them and loading
-writes them; nothing is gathered. Moments that do not exist before the first step are created as AdamW creates them, or a
+module are taken out. A value is what this rank holds of a tensor (`Boxes`), sharing its memory with what trains, so saving reads
+it and loading writes it; nothing is gathered. Moments that do not exist before the first step are created as AdamW creates them, or a
 checkpoint could not be loaded into a fresh run and one saved before the first step would lack them.
 
-Left to whom: DeepSpeed's fragments will join here as another writer of the same names; bytes are `storage`'s.
+Left to whom: DeepSpeed's fragments go by the same names (`trainer.parallel.zero`); bytes are `storage`'s.
 """
 
 from collections.abc import Mapping
@@ -17,21 +17,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from trainer.checkpoint.boxes import Boxes, boxes_of
+
 _WRAPPERS = frozenset({"_checkpoint_wrapped_module", "_orig_mod"})
 
 
-def logical_state(module: nn.Module, optimizer: torch.optim.AdamW, averages: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def logical_state(module: nn.Module, optimizer: torch.optim.AdamW, averages: Mapping[str, Tensor] | None) -> dict[str, Boxes]:
     """All that a run must keep, by logical name; every rank gets the same names in the same order."""
     state = model_state(module)  # first: it brings FSDP2's weights back to shards, which the optimiser knows them by
     state |= _optimizer_state(module, optimizer)
-    state |= {f"ema.{logical_name(module, name)}": average for name, average in (averages or {}).items()}
+    state |= {f"ema.{logical_name(module, name)}": boxes_of(average) for name, average in (averages or {}).items()}
     return state
 
 
-def model_state(module: nn.Module) -> dict[str, Tensor]:
+def model_state(module: nn.Module) -> dict[str, Boxes]:
     """Weights and persistent buffers of `module` as model.<fqn>."""
     tensors = module.state_dict()
-    return {f"model.{logical_name(module, name)}": tensor for name, tensor in tensors.items()}
+    return {f"model.{logical_name(module, name)}": boxes_of(tensor) for name, tensor in tensors.items()}
 
 
 def logical_name(module: nn.Module, name: str) -> str:
@@ -42,17 +44,17 @@ def logical_name(module: nn.Module, name: str) -> str:
     return ".".join(part for part in parts if part not in _WRAPPERS)
 
 
-def _optimizer_state(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+def _optimizer_state(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Boxes]:
     names = {parameter: logical_name(module, name) for name, parameter in module.named_parameters()}
-    state: dict[str, Tensor] = {}
+    state: dict[str, Boxes] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            moments = optimizer.state[parameter] or _create_moments(optimizer, parameter, group)
-            state |= {f"optim.{names[parameter]}.{moment}": tensor for moment, tensor in sorted(moments.items())}
+            moments = optimizer.state[parameter] or create_moments(optimizer, parameter, group)
+            state |= {f"optim.{names[parameter]}.{moment}": boxes_of(tensor) for moment, tensor in sorted(moments.items())}
     return state
 
 
-def _create_moments(optimizer: torch.optim.AdamW, parameter: Tensor, group: Mapping[str, object]) -> dict[str, Tensor]:
+def create_moments(optimizer: torch.optim.AdamW, parameter: Tensor, group: Mapping[str, object]) -> dict[str, Tensor]:
     """What AdamW's first step would create; it takes these for its own, and counts their step from zero."""
     assert not group["amsgrad"], "amsgrad keeps a third moment"
     device = parameter.device if group["fused"] or group["capturable"] else torch.device("cpu")

@@ -1,15 +1,17 @@
-"""When a checkpoint counts: save and commit, retention, the newest whole one, load.
+"""When a checkpoint counts: stage, write and commit in the background, retention, the newest whole one, load.
 
-    save     agree on a prefix -> stage -> write (each rank its object) -> commit (rank 0 puts the manifest) -> retain
-    newest   committed prefixes, newest first -> manifest parses? sizes right? checksums right? -> the first that passes
+    save     wait for the one before -> stage (training goes on) ~> mark -> write (each rank its object) -> commit -> retain
+    newest   committed saves, newest first -> manifest parses? sizes right? checksums right? -> the first that passes
     load     names, shapes and types equal? -> DCP fills the live tensors, whatever engine and world size wrote them
 
-A checkpoint exists when its manifest exists. Every save has a prefix of its own with a nonce in it, which begins with a small
-marker so that what a killed save left can be seen and swept by the next one. Nothing is deleted before the new one is
-committed, and of a checkpoint that is deleted the manifest goes first.
+A checkpoint exists when its manifest exists and its writer held the run (`claim`). Nothing is deleted before the new one is
+committed, and of a checkpoint that is deleted the manifest goes first. At most one save is in flight: a store that is slower
+than the cadence holds training up at the next save. What went wrong in the background is told by `poll`; a store that fails
+is borne a configured number of times in a row, everything else ends the run at the next save.
 
-`save`, `newest`, `load` and `load_into_model` are collective: every rank of the process group calls them, all get the same
-answer or the same kind of error, and an error on one rank ends the call on all. Without a process group there is one rank.
+`save`, `finish`, `newest` and `load` are collective: every rank of the process group calls them, all get the same answer or the
+same kind of error, and an error on one rank ends the call on all. Without a process group there is one rank. The background
+has a group of its own, since collectives of two threads on one group get mixed up.
 
 Left to whom: the loop says when to save and what to do with an error; `logical` names the tensors.
 """
@@ -17,11 +19,11 @@ Left to whom: the loop says when to save and what to do with an error; `logical`
 import datetime
 import json
 import logging
-import re
 import secrets
+import threading
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, NoReturn
@@ -33,61 +35,136 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from trainer.checkpoint.boxes import LoadPlanner, SavePlanner, State, boxes_of
+from trainer.checkpoint.catalog import FOLDER, MARKER, Save, find_saves, name_save, read_record, what_lacks, why_damaged
+from trainer.checkpoint.claim import Writer as RunWriter
+from trainer.checkpoint.claim import claim_run
 from trainer.checkpoint.logical import model_state
 from trainer.checkpoint.ranks import Ranks
-from trainer.checkpoint.record import MANIFEST, Record, dump_record, parse_record
-from trainer.checkpoint.storage import Reader, Writer, load_planner, save_planner, why_damaged
+from trainer.checkpoint.record import MANIFEST, Record, dump_record
+from trainer.checkpoint.staging import Stage
+from trainer.checkpoint.storage import Reader, Writer
 from trainer.config.training import CheckpointConfig
 from trainer.errors import CheckpointError, ConfigError, OdonataError
-from trainer.store.base import ObjectMissingError, Store, StoreError
+from trainer.store.base import Store, StoreError, check_exclusive
 
 log = logging.getLogger(__name__)
 
-_FOLDER = "checkpoints"
-_MARKER = "started.json"
-_PREFIX = re.compile(rf"({_FOLDER}/step-(\d+)-[0-9a-f]+/)(.+)")
 _NAMED = 5
 
 
 @dataclass(frozen=True)
 class SaveReport:
-    """A committed checkpoint and what it took."""
+    """A save that is over: the checkpoint that it committed, or why there is none."""
 
-    record: Record
+    step: int
+    record: Record | None
+    error: OdonataError | None
     seconds: float
-    bytes: int
+    """From the beginning to the commit."""
+    stall_seconds: float
+    """Of those, the time that training waited."""
 
     @property
-    def step(self) -> int:
-        """The step whose state it holds."""
-        return self.record.step
+    def bytes(self) -> int:
+        """Size of the checkpoint."""
+        return self.record.bytes if self.record else 0
 
 
 class CheckpointManager:
     """The checkpoints of one run, under checkpoints/ in its store."""
 
-    def __init__(self, store: Store, config: CheckpointConfig, *, process_group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, store: Store, config: CheckpointConfig, *, timeout_s: float | None = None) -> None:
+        """Collective. `timeout_s` is that of the collectives in the background."""
         self._store = store
         self._config = config
-        self._ranks = Ranks(process_group)
+        self._ranks = Ranks()
+        self._background = Ranks(_new_group(timeout_s)) if dist.is_initialized() else self._ranks
+        self._stage = Stage()
+        self._writer: RunWriter | None = None
+        self._in_flight: _Background | None = None
+        self._reports: list[SaveReport] = []
+        self._failed_in_a_row = 0
+        self._last_seconds = 0.0
+        self.last_committed_step = 0
         self._broken: set[str] = set()
 
-    def save(self, step: int, state: Mapping[str, Tensor], *, engine: str, progress: Mapping[str, int]) -> SaveReport:
-        """Write `state` and commit it, then let old checkpoints go. Collective.
+    def claim(self, *, job: str | None) -> None:
+        """Become the run's writer, or RefusedError. Collective; the first rank holds the claim for all."""
 
-        An error leaves the state, and every checkpoint that was there, as they were.
+        def become_writer() -> None:
+            check_exclusive(self._store)
+            self._writer = claim_run(
+                self._store,
+                job=job,
+                expiry_s=self._config.claim_expiry_s,
+                find_committed=lambda: [save.prefix for save in find_saves(self._store)[0]],
+            )
+
+        self._ranks.on_main(become_writer)
+
+    def prepare(self, state: State) -> None:
+        """Allocate what staging `state` takes, so that the first save does not."""
+        self._stage.reserve(state)
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        *,
+        engine: str,
+        progress: Mapping[str, int],
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Copy `state` and begin to write it; training may go on. Collective.
+
+        `before_commit` brings to the store what has to be there when the checkpoint counts; the first rank calls it, in the
+        background. Waits for the save before. StoreError when too many in a row have failed, and whatever else the one before met.
         """
         started = time.perf_counter()
-        prefix = self._ranks.on_main(lambda: self._begin(step))
+        self.finish()
+        staged = self._stage.copy(state)
+        stall = time.perf_counter() - started
+
+        def write() -> SaveReport:
+            try:
+                record, error = self._write_and_commit(step, staged, engine, progress, before_commit), None
+            except OdonataError as failure:
+                record, error = None, failure
+            return SaveReport(step, record, error, time.perf_counter() - started, stall)
+
+        self._in_flight = _Background(write)
+
+    def poll(self) -> list[SaveReport]:
+        """Saves that have ended since the last call, on this rank; never waits."""
+        if self._in_flight and self._in_flight.done():
+            self._take(self._in_flight.result())
+        reports, self._reports = self._reports, []
+        return reports
+
+    def fits_into(self, seconds: float) -> bool:
+        """Whether a save would end in `seconds` of the first rank if it took as long as the last one. Collective."""
+        return self._ranks.on_main(lambda: self._last_seconds <= seconds)
+
+    def finish(self) -> None:
+        """Wait for the save in flight. Collective; StoreError when too many in a row have failed, and any other error at once."""
+        if self._in_flight:
+            self._take(self._in_flight.result())
+        last = self._reports[-1].error if self._reports else None
+        if last and not isinstance(last, StoreError):
+            raise last
+        if last and self._failed_in_a_row >= self._config.max_failed_saves:
+            raise StoreError(f"{self._failed_in_a_row} saves in a row have failed, the last one so: {last}") from last
+
+    def close(self) -> None:
+        """Let the save in flight end, whatever comes of it, and let the next writer in. Never raises: it also ends failed runs."""
         try:
-            writer = self._write(prefix, self._stage(state))
-            record = self._commit(prefix, writer, step=step, engine=engine, progress=progress)
-        except OdonataError:
-            self._discard(prefix)
-            raise
-        if self._ranks.is_main:
-            self._retain(record)
-        return SaveReport(record, time.perf_counter() - started, record.bytes)
+            if self._in_flight:
+                self._in_flight.result()
+            if self._writer:
+                self._writer.release()
+        except Exception as error:
+            log.warning("the run ended before its last save did, or could not be released: %s", error)
 
     def newest(self) -> Record | None:
         """The newest whole checkpoint; none where nothing was ever committed. Collective.
@@ -96,103 +173,129 @@ class CheckpointManager:
         the reason; CheckpointError where checkpoints are there and none of them is whole.
         """
         reasons: list[str] = []
-        for prefix in self._ranks.on_main(lambda: _find_saves(self._store)[0]):
-            record = self._whole_record(prefix, reasons)
+        for save in self._ranks.on_main(lambda: find_saves(self._store)[0]):
+            record = self._whole_record(save.prefix, reasons)
             if record is not None:
                 return record
-            self._broken.add(prefix)
+            self._broken.add(save.prefix)
         if reasons:
             raise CheckpointError(
                 f"the newest whole checkpoint in {self._store.uri} was asked for and none of the {len(reasons)} there is whole: "
-                f"{'; '.join(reasons[:_NAMED])}; restore one of them, or move {_FOLDER}/ away to begin anew"
+                f"{'; '.join(reasons[:_NAMED])}; restore one of them, or move {FOLDER}/ away to begin anew"
             )
         return None
 
-    def load(self, record: Record, state: Mapping[str, Tensor]) -> None:
+    def load(self, record: Record, state: State) -> None:
         """Fill the live tensors of `state` from `record`, in place. Collective; each rank reads what it holds.
 
         CheckpointError names what differs in name, shape or type, and then nothing has been touched.
         """
         _load(self._store, record, state, self._ranks)
 
-    def _begin(self, step: int) -> str:
+    def _take(self, report: SaveReport) -> None:
+        self._in_flight = None
+        self._failed_in_a_row = self._failed_in_a_row + 1 if report.error else 0
+        self._last_seconds = report.seconds
+        if report.record:
+            self.last_committed_step = report.step
+        self._reports.append(report)
+
+    def _write_and_commit(
+        self, step: int, staged: State, engine: str, progress: Mapping[str, int], before_commit: Callable[[], None]
+    ) -> Record:
+        """All that happens in the background; an error leaves every checkpoint that was there as it was."""
+        save = self._background.on_main(lambda: self._begin(step))
+        try:
+            written = self._write(save.prefix, staged)
+            self._background.on_main(before_commit)
+            record = self._commit(save, written, engine=engine, progress=progress)
+        except OdonataError:
+            self._discard(save.prefix)
+            raise
+        if self._background.is_main:
+            self._retain(save)
+        return record
+
+    def _begin(self, step: int) -> Save:
         """Name the save and mark that it has begun."""
-        prefix = f"{_FOLDER}/step-{step:08d}-{secrets.token_hex(4)}/"
-        self._store.put(prefix + _MARKER, json.dumps({"step": step, "created": _now()}).encode())
-        return prefix
+        save = name_save(step, writer=self._writer.incarnation if self._writer else 0, nonce=secrets.token_hex(4))
+        self._store.put(save.prefix + MARKER, json.dumps({"step": step, "created": _now()}).encode())
+        return save
 
-    def _stage(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors to write: the live ones, since training waits; an asynchronous save (issue 3) copies them here."""
-        return dict(state)
-
-    def _write(self, prefix: str, staged: dict[str, Tensor]) -> Writer:
+    def _write(self, prefix: str, staged: State) -> Writer:
         """Bring this rank's boxes into the store; sizes and checksums of all ranks are gathered on the first."""
-        writer = Writer(self._store, prefix, rank=self._ranks.rank)
-        with _told_to_all(f"writing {self._store.uri}/{prefix}", self._ranks):
+        writer = Writer(self._store, prefix, rank=self._background.rank)
+        with _told_to_all(f"writing {self._store.uri}/{prefix}"):
             dcp_save(
-                staged,
+                dict(staged),
                 storage_writer=writer,
-                planner=save_planner(),
-                process_group=self._ranks.group,
-                no_dist=self._ranks.alone,
+                planner=SavePlanner(),
+                process_group=self._background.group,
+                no_dist=self._background.alone,
             )
         return writer
 
-    def _commit(self, prefix: str, writer: Writer, *, step: int, engine: str, progress: Mapping[str, int]) -> Record:
+    def _commit(self, save: Save, written: Writer, *, engine: str, progress: Mapping[str, int]) -> Record:
         """Put the manifest: from here on the checkpoint exists."""
 
         def put_manifest() -> Record:
             record = Record(
-                step=step,
+                step=save.step,
+                writer=save.writer,
                 engine=engine,
-                world_size=self._ranks.world_size,
+                world_size=self._background.world_size,
                 created=_now(),
                 progress=dict(progress),
-                tensors=writer.tensors,
-                objects=writer.objects,
-                prefix=prefix,
+                tensors=written.tensors,
+                objects=written.objects,
+                prefix=save.prefix,
             )
             _check_all_in(self._store, record)
-            self._store.put(prefix + MANIFEST, dump_record(record), exclusive=True)
+            if self._writer:
+                self._writer.check()
+            self._store.put(save.prefix + MANIFEST, dump_record(record), exclusive=True)
             return record
 
-        return self._ranks.on_main(put_manifest)
+        return self._background.on_main(put_manifest)
 
     def _discard(self, prefix: str) -> None:
         """Make room again after a save that failed; a later sweep gets what cannot be removed now."""
-        if self._ranks.is_main:
+        if self._background.is_main:
             try:
                 self._store.delete(prefix)
             except OdonataError as error:
                 log.warning("could not remove the unfinished %s: %s", prefix, error)
 
-    def _retain(self, record: Record) -> None:
+    def _retain(self, newest: Save) -> None:
         """Remove what the configured retention does not keep, and what killed saves left. Only the first rank does."""
         try:
-            for prefix in self._superseded(record):
-                self._store.delete(prefix + MANIFEST)
-                self._store.delete(prefix)
-                log.debug("removed %s", prefix)
+            for save in self._superseded(newest):
+                self._store.delete(save.prefix + MANIFEST)
+                self._store.delete(save.prefix)
+                log.debug("removed %s", save.prefix)
         except OdonataError as error:
             log.warning("could not remove old checkpoints of %s: %s", self._store.uri, error)
 
-    def _superseded(self, record: Record) -> Iterator[str]:
-        """Prefixes that may go now that `record` is committed.
+    def _superseded(self, newest: Save) -> Iterator[Save]:
+        """Saves that may go now that `newest` is committed.
 
-        Checkpoints of later steps stay: they were passed over as broken, and go once the run has come past them.
+        Checkpoints of later steps stay: they were passed over as broken, and go once the run has come past them. A writer
+        that was taken over removes nothing of its successor's.
         """
-        committed, unfinished = _find_saves(self._store)
-        yield from unfinished
-        yield from (prefix for prefix in committed if _step(prefix) == record.step and prefix != record.prefix)
-        older = [prefix for prefix in committed if _step(prefix) < record.step]
-        yield from (prefix for prefix in older if prefix in self._broken)
-        whole = [prefix for prefix in older if prefix not in self._broken]
+        committed, others = find_saves(self._store)
+        if newest not in committed:
+            return
+        yield from (save for save in others if save.writer <= newest.writer)
+        yield from (save for save in committed if save.step == newest.step and save != newest)
+        older = [save for save in committed if save.step < newest.step]
+        yield from (save for save in older if save.prefix in self._broken)
+        whole = [save for save in older if save.prefix not in self._broken]
         every = self._config.keep_every_steps
-        yield from (prefix for prefix in whole[self._config.keep_last - 1 :] if not every or _step(prefix) % every)
+        yield from (save for save in whole[self._config.keep_last - 1 :] if not every or save.step % every)
 
     def _whole_record(self, prefix: str, reasons: list[str]) -> Record | None:
         """The record at `prefix` if all of it is as it was written; else one more reason, logged."""
-        found = self._ranks.on_main(lambda: _read_record(self._store, prefix))
+        found = self._ranks.on_main(lambda: read_record(self._store, prefix))
         if isinstance(found, Record):
             record = found
             keys = sorted(record.objects)[self._ranks.rank :: self._ranks.world_size]
@@ -211,80 +314,64 @@ def load_into_model(
     model: nn.Module,
     *,
     parts: Literal["encoder", "model"],
-    process_group: dist.ProcessGroup | None = None,
 ) -> Record:
     """Fill `model`, or only what is under encoder. in it, from the newest checkpoint of the run, or the one checkpoint, in `store`.
 
     Collective, so that all ranks take the same one. Names and shapes must be the same on both sides; the bytes are
     compared with their checksums as they are read.
     """
-    ranks = Ranks(process_group)
-    record = ranks.on_main(lambda: _find_to_warm_start(store))
+    ranks = Ranks()
+    record = ranks.on_main(lambda: find_one(store))
     root = "model." if parts == "model" else "model.encoder."
-    state = {name: tensor for name, tensor in model_state(model).items() if name.startswith(root)}
-    tensors = {name: tensor for name, tensor in record.tensors.items() if name.startswith(root)}
-    _load(store, replace(record, tensors=tensors), state, ranks)
+    state = {name: boxes for name, boxes in model_state(model).items() if name.startswith(root)}
+    _load(store, _only(record, root), state, ranks)
     return record
 
 
-def read_tensors(store: Store, record: Record, *, prefix: str = "") -> dict[str, Tensor]:
-    """Whole tensors of `record` whose names begin with `prefix`, on the host. Not collective: this process reads them all."""
-    tensors = {name: tensor for name, tensor in record.tensors.items() if name.startswith(prefix)}
-    state = {name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)) for name, tensor in tensors.items()}
-    _load(store, replace(record, tensors=tensors), state, Ranks(alone=True))
-    return state
-
-
-def _load(store: Store, record: Record, state: Mapping[str, Tensor], ranks: Ranks) -> None:
-    place = f"{store.uri}/{record.prefix}"
-    _check_fits(record, state, asked=place)
-    with _told_to_all(f"reading {place}", ranks):
-        dcp_load(
-            dict(state),
-            storage_reader=Reader(store, record),
-            planner=load_planner(),
-            process_group=ranks.group,
-            no_dist=ranks.alone,
-        )
-
-
-def _find_to_warm_start(store: Store) -> Record:
+def find_one(store: Store) -> Record:
+    """The newest checkpoint of the run, or the one checkpoint, in `store`; its sizes are right, its bytes were not read."""
     reasons: list[str] = []
-    for prefix in [""] if store.list(MANIFEST) else _find_saves(store)[0]:
-        found = _read_record(store, prefix)
+    for prefix in [""] if store.list(MANIFEST) else [save.prefix for save in find_saves(store)[0]]:
+        found = read_record(store, prefix)
         if isinstance(found, Record):
             return found
         reasons.append(f"{prefix}{': ' if prefix else ''}{found}")
         log.warning("passed over the checkpoint %s/%s: %s", store.uri, prefix, found)
     raise CheckpointError(
-        f"weights to start from were asked for in {store.uri}, which holds no whole checkpoint"
-        f"{' (' + '; '.join(reasons[:_NAMED]) + ')' if reasons else ''}; give a run's folder, or one folder in its {_FOLDER}/"
+        f"a checkpoint was asked for in {store.uri}, which holds no whole one"
+        f"{' (' + '; '.join(reasons[:_NAMED]) + ')' if reasons else ''}; give a run's folder, or one folder in its {FOLDER}/"
     )
 
 
-def _read_record(store: Store, prefix: str) -> Record | str:
-    """The record at `prefix`, or why there is none that could be whole; objects are looked at, not read."""
-    try:
-        record = parse_record(store.get(prefix + MANIFEST), prefix=prefix)
-    except (CheckpointError, ObjectMissingError) as error:
-        return str(error)
-    return _what_lacks(store, record) or record
+def read_tensors(store: Store, record: Record, *, prefix: str = "") -> dict[str, Tensor]:
+    """Whole tensors of `record` whose names begin with `prefix`, on the host. Not collective: this process reads them all."""
+    wanted = _only(record, prefix)
+    tensors = {name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype)) for name, tensor in wanted.tensors.items()}
+    _load(store, wanted, {name: boxes_of(tensor) for name, tensor in tensors.items()}, Ranks(alone=True))
+    return tensors
 
 
-def _what_lacks(store: Store, record: Record) -> str | None:
-    """The first object of `record` that is not there or has another size; none is read."""
-    sizes = {info.key.removeprefix(record.prefix): info.bytes for info in store.list(record.prefix)}
-    for key, stored in sorted(record.objects.items()):
-        if key not in sizes:
-            return f"{key} is missing"
-        if sizes[key] != stored.bytes:
-            return f"{key} has {sizes[key]} bytes and was written with {stored.bytes}"
-    return None
+def _only(record: Record, root: str) -> Record:
+    """`record` with the tensors whose names begin with `root`."""
+    return replace(record, tensors={name: tensor for name, tensor in record.tensors.items() if name.startswith(root)})
+
+
+def _load(store: Store, record: Record, state: State, ranks: Ranks) -> None:
+    place = f"{store.uri}/{record.prefix}"
+    _check_fits(record, state, asked=place)
+    with _told_to_all(f"reading {place}"):
+        dcp_load(
+            dict(state),
+            storage_reader=Reader(store, record),
+            planner=LoadPlanner(),
+            process_group=ranks.group,
+            no_dist=ranks.alone,
+        )
 
 
 def _check_all_in(store: Store, record: Record) -> None:
     """Before the commit: what every rank says it wrote is there for the first rank too."""
-    lacking = _what_lacks(store, record)
+    lacking = what_lacks(store, record)
     if lacking:
         raise ConfigError(
             f"all ranks have written their part of {store.uri}/{record.prefix} and rank 0 finds that {lacking}; "
@@ -292,24 +379,9 @@ def _check_all_in(store: Store, record: Record) -> None:
         )
 
 
-def _find_saves(store: Store) -> tuple[list[str], list[str]]:
-    """Prefixes that have a manifest, and those under which a save has begun and has none; newest step first."""
-    keys = {info.key for info in store.list(_FOLDER)}
-    prefixes = {match[1] for key in keys if (match := _PREFIX.fullmatch(key))}
-    newest_first = sorted(prefixes, key=lambda prefix: (_step(prefix), prefix), reverse=True)
-    committed = [prefix for prefix in newest_first if prefix + MANIFEST in keys]
-    return committed, [prefix for prefix in newest_first if prefix not in committed]
-
-
-def _step(prefix: str) -> int:
-    match = _PREFIX.fullmatch(prefix + MANIFEST)
-    assert match is not None
-    return int(match[2])
-
-
-def _check_fits(record: Record, state: Mapping[str, Tensor], *, asked: str) -> None:
+def _check_fits(record: Record, state: State, *, asked: str) -> None:
     stored = {name: (tensor.shape, tensor.dtype) for name, tensor in record.tensors.items()}
-    live = {name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in state.items()}
+    live = {name: (boxes.shape, str(boxes.dtype).removeprefix("torch.")) for name, boxes in state.items()}
     common = sorted(stored.keys() & live.keys())
     differing = [
         _list_up("only in the checkpoint", sorted(stored.keys() - live.keys())),
@@ -337,14 +409,46 @@ def _say(tensor: tuple[tuple[int, ...], str]) -> str:
     return f"{' x '.join(str(size) for size in tensor[0]) or 'scalar'} {tensor[1]}"
 
 
+def _new_group(timeout_s: float | None) -> dist.ProcessGroup:
+    """A gloo group of all ranks; no group inherits the time-out of the world."""
+    timeout = None if timeout_s is None else datetime.timedelta(seconds=timeout_s)
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+class _Background:
+    """A function in a thread that does not keep a dying process alive."""
+
+    def __init__(self, function: Callable[[], SaveReport]) -> None:
+        self._function = function
+        self._future: Future[SaveReport] = Future()
+        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def result(self) -> SaveReport:
+        """Wait for what the function returned, or raised: a lost peer, say.
+
+        The thread is waited for too: one that still holds objects of gloo when the interpreter ends aborts the process.
+        """
+        self._thread.join()
+        return self._future.result()
+
+    def _run(self) -> None:
+        try:
+            self._future.set_result(self._function())
+        except BaseException as error:
+            self._future.set_exception(error)
+
+
 @contextmanager
-def _told_to_all(doing: str, ranks: Ranks) -> Iterator[None]:
+def _told_to_all(doing: str) -> Iterator[None]:
     """DCP tells every rank what one of them met; here it becomes an error of ours again, with its class and so its exit code."""
     try:
-        with warnings.catch_warnings():
-            if ranks.alone:
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            yield
+        yield
     except CheckpointException as failure:
         _raise_cause(doing, failure)
 

@@ -5,7 +5,7 @@ without which nothing is there. The manifest names every object with size and ch
 logical tensor lies: row-major, little-endian, no gaps. It carries a checksum of itself, since a flipped digit can parse. It
 does not say where it lies, so a checkpoint may be copied.
 
-    {"format_version": 1, "checksum": "crc32:...", "record": {step, engine, world_size, created, progress, tensors, objects}}
+    {"format_version": 1, "checksum": "crc32:...", "record": {step, writer, engine, world_size, created, progress, tensors, objects}}
 
 Left to whom: bytes are read and written by `storage`, and which checkpoint counts is decided by `manager`.
 """
@@ -73,6 +73,8 @@ class Record:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     step: int
+    writer: int
+    """Incarnation of the run's writer that committed it (`claim`); 0 outside of a run."""
     engine: str
     world_size: int
     created: str

@@ -4,7 +4,8 @@ DCP's planners decide which rank writes which box of which tensor and which boxe
 turned into bytes and back. Replicated tensors are planned on all ranks and written by the one with the least to write.
 A rank streams its boxes one after the other, the next one brought to the host while one is written, so it holds two of them
 beside its state; a reader asks for the rows that it
-needs and no more. What is written has a checksum a box, which is checked when the whole box is read again.
+needs and no more, several boxes at once, since a store far away answers each of them late. What is written has a checksum a box,
+which is checked when the whole box is read again.
 
 Left to whom: the planners are DCP's; the store knows bytes only; the manifest is `record`'s and is put by `manager`.
 """
@@ -17,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -33,7 +33,7 @@ from trainer.checkpoint.record import DTYPE_BYTES, Chunk, Record, StoredObject, 
 from trainer.errors import CheckpointError
 from trainer.store.base import Checksum, ObjectInfo, Store
 
-_VERIFY_BYTES = 16 * 2**20
+_READERS = 4
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -114,12 +114,14 @@ class Reader(StorageReader):
         return Metadata({name: _dcp_metadata(tensor) for name, tensor in self._record.tensors.items()})
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> TorchFuture[None]:
-        """Fill the live tensors box by box."""
-        for item in plan.items:
-            if math.prod(item.lengths):
-                target = planner.resolve_tensor(item).detach()
-                self._read_box(item, target)
-                planner.commit_tensor(item, target)
+        """Fill the live tensors box by box, `_READERS` at once."""
+
+        def fill(item: ReadItem) -> None:
+            self._read_box(item, planner.resolve_tensor(item).detach())
+
+        with ThreadPoolExecutor(_READERS) as threads:
+            for _ in threads.map(fill, (item for item in plan.items if math.prod(item.lengths))):
+                pass
         return _done(None)
 
     def _read_box(self, item: ReadItem, target: Tensor) -> None:
@@ -168,27 +170,6 @@ class Reader(StorageReader):
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Never chosen by DCP on its own."""
         return False
-
-
-def save_planner() -> DefaultSavePlanner:
-    """Names are flat already; what several ranks hold is written by the one with the least to write."""
-    return DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-
-def load_planner() -> DefaultLoadPlanner:
-    """Every asked tensor must be there."""
-    return DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-
-def why_damaged(store: Store, record: Record, keys: list[str]) -> str | None:
-    """Read the objects `keys` of `record` and say what is wrong with the first that is not as it was written."""
-    for key in keys:
-        stored, checksum = record.objects[key], Checksum()
-        for start in range(0, stored.bytes, _VERIFY_BYTES):
-            checksum.update(store.get(record.prefix + key, start, min(_VERIFY_BYTES, stored.bytes - start)))
-        if str(checksum) != stored.checksum:
-            return f"{key} has the checksum {checksum} and was written with {stored.checksum}"
-    return None
 
 
 def _dcp_metadata(tensor: StoredTensor) -> TensorStorageMetadata:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from models.config import EncoderConfig, Grid, ObjectiveConfig, Section
 from trainer.config.data import DataConfig
+from trainer.config.store import StoreConfig
 from trainer.config.training import (
     CheckpointConfig,
     ObserveConfig,
@@ -35,6 +36,7 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    store: StoreConfig = StoreConfig()
     observe: ObserveConfig = ObserveConfig()
     warm_start: WarmStartConfig | None = None
 

@@ -58,6 +58,12 @@ class CheckpointConfig(Section):
     """Newest checkpoints to keep."""
     keep_every_steps: int | None = Field(None, ge=1)
     """Checkpoints at multiples of this are kept for ever; none keeps only the newest."""
+    max_failed_saves: int = Field(3, ge=1)
+    """Stop after this many saves in a row that the store did not take; until then training goes on."""
+    grace_s: float = Field(25.0, ge=0)
+    """Seconds between SIGTERM and the kill: a save that would not end in what is left of them is not begun."""
+    claim_expiry_s: float = Field(120.0, gt=0)
+    """A writer that was not heard of for so long has lost the run to the next one that asks; of the same job, at once."""
 
 
 class ObserveConfig(Section):
@@ -90,4 +96,4 @@ class RunSection(Section):
     """Where a run lives."""
 
     uri: str = Field(min_length=1)
-    """Folder of the run: config, checkpoints, steps, pictures."""
+    """Folder of the run, or s3://bucket/prefix: config, checkpoints, steps, pictures."""

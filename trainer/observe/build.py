@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 def build_observer(
     config: RunConfig, place: Place, store: Store, *, resumed_at: int, source: Mapping[str, Any], console: Console = CONSOLE
-) -> Observer:
+) -> Observers:
     """All observers of this rank as one; `source` is what the training data says of itself."""
     builders: list[Callable[[], Observer]] = []
     record = None

@@ -1,22 +1,25 @@
 """A journal: a file with one JSON object a line, appended to step by step and cut back to the step a resume starts from.
 
 A line is handed to the system as soon as it is written, so `kill -9` loses none that was finished; `sync` brings them to the
-disk. JSON knows no NaN and no infinity, so numbers that are not finite are written as null. Cutting back is atomic: the
-lines that stay are put as a new object. A last line that is torn, and any other that cannot be read, goes.
+disk, or to a store that is no folder: there the file is kept in this pod and put whole, with every checkpoint. JSON knows no
+NaN and no infinity, so numbers that are not finite are written as null. Cutting back is atomic: the lines that stay are put as
+a new object. A last line that is torn, and any other that cannot be read, goes.
 
-Left to whom: what a line says is `record`'s business. Appending needs a store that is a folder.
+Left to whom: what a line says is `record`'s business.
 """
 
 import json
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trainer.store.base import ObjectMissingError, Store, StoreError
+from trainer.store.local import LocalStore
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +28,15 @@ class Journal:
     """The lines of `key` in `store` up to `last_step`, and those that follow."""
 
     def __init__(self, store: Store, key: str, *, last_step: int) -> None:
-        self._path = Path(store.uri) / key
+        self._store = store
+        self._key = key
         cut_back(store, key, last_step=last_step)
+        self._scratch = None if isinstance(store, LocalStore) else tempfile.TemporaryDirectory(prefix="odonata-")
+        self._path = Path(self._scratch.name if self._scratch else store.uri, key)
         with self._explaining("open"):
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._scratch:
+                self._path.write_bytes(_get_or_nothing(store, key))
             self._file = self._path.open("ab", buffering=0)
 
     def append(self, entry: Mapping[str, Any]) -> None:
@@ -40,13 +48,19 @@ class Journal:
                 raise OSError(f"only {written} of {len(line)} bytes were taken")
 
     def sync(self) -> None:
-        """Wait until the disk has every line."""
+        """Wait until the disk, or the store, has every line."""
+        if self._file.closed:
+            return
         with self._explaining("sync"):
             os.fsync(self._file.fileno())
+        if self._scratch:
+            self._store.put(self._key, self._path.read_bytes())
 
     def close(self) -> None:
         """Append nothing more."""
         self._file.close()
+        if self._scratch:
+            self._scratch.cleanup()
 
     @contextmanager
     def _explaining(self, verb: str) -> Iterator[None]:
@@ -61,14 +75,18 @@ class Journal:
 
 def cut_back(store: Store, key: str, *, last_step: int) -> None:
     """Keep the lines of `key` whose step is at most `last_step`."""
-    try:
-        content = store.get(key)
-    except ObjectMissingError:
-        return
+    content = _get_or_nothing(store, key)
     kept = b"".join(line for line in content.splitlines(keepends=True) if _is_kept(line, last_step))
     if kept != content:
         log.info("%s in %s is cut back to step %d", key, store.uri, last_step)
         store.put(key, kept)
+
+
+def _get_or_nothing(store: Store, key: str) -> bytes:
+    try:
+        return store.get(key)
+    except ObjectMissingError:
+        return b""
 
 
 def _is_kept(line: bytes, last_step: int) -> bool:

@@ -8,6 +8,7 @@ Left to whom: what is said, and how often, is up to who says it; `progress` has 
 """
 
 import logging
+import warnings
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -29,6 +30,8 @@ def configure_logging(rank: int, console: Console = CONSOLE) -> None:
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logging.captureWarnings(True)
+    # One process has no process group, and DCP says so at every save.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 
 def _build_handler(rank: int, console: Console) -> logging.Handler:

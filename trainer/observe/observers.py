@@ -9,6 +9,7 @@ Left to whom: `build` decides which observers a rank has.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+from trainer.observe.record import RunRecord
 from trainer.observe.report import Observer, SavedCheckpoint, Sheets, StepReport
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 class Observers:
     """Passes every event to `record`, if this rank keeps one, and then to `monitors`."""
 
-    def __init__(self, record: Observer | None, monitors: Sequence[Observer] = ()) -> None:
+    def __init__(self, record: RunRecord | None, monitors: Sequence[Observer] = ()) -> None:
         self._record = record
         self._monitors = list(monitors)
 
@@ -36,6 +37,11 @@ class Observers:
     def pictures(self, step: int, sheets: Sheets) -> None:
         """See Observer."""
         self._tell(lambda observer: observer.pictures(step, sheets))
+
+    def sync(self) -> None:
+        """Bring the record to where it outlives this process."""
+        if self._record:
+            self._record.sync()
 
     def close(self) -> None:
         """See Observer; monitors are closed even if the record cannot be."""

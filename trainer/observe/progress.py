@@ -100,7 +100,13 @@ class Milestones(SilentObserver):
 
     def checkpoint(self, saved: SavedCheckpoint) -> None:
         """See Observer."""
-        log.info("checkpoint of step %d: %.1f MB in %.1f s", saved.step, saved.bytes / 1e6, saved.seconds)
+        if saved.error:
+            log.error("checkpoint of step %d failed, training goes on: %s", saved.step, saved.error)
+        else:
+            took = saved.seconds, saved.stall_seconds
+            log.info(
+                "checkpoint of step %d: %.1f MB in %.1f s, of which training waited %.2f s", saved.step, saved.bytes / 1e6, *took
+            )
 
     def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
         """See Observer."""

@@ -4,7 +4,7 @@
     environment.json     versions, revision, hardware and launch of the last start
     steps.jsonl          one object a step, StepReport's fields and `time_s`, seconds since 1970
     evaluations.jsonl    one object an evaluation: step, time_s and the figures by name
-    checkpoints.jsonl    one object a checkpoint: step, time_s, seconds, bytes
+    checkpoints.jsonl    one object a save: step, time_s, seconds, stall_seconds, bytes, and the error of one that failed
 
 A run that resumes after step k keeps the lines up to step k, so each step is there once. Only rank 0 keeps a record.
 
@@ -46,8 +46,12 @@ class RunRecord(SilentObserver):
         self._append(self._steps, asdict(report))
 
     def checkpoint(self, saved: SavedCheckpoint) -> None:
-        """See Observer; brings the lines up to the checkpoint to the disk, since a resume will not write them again."""
-        self._append(self._checkpoints, {"step": saved.step, "seconds": saved.seconds, "bytes": saved.bytes})
+        """See Observer."""
+        entry = {"step": saved.step, "seconds": saved.seconds, "stall_seconds": saved.stall_seconds, "bytes": saved.bytes}
+        self._append(self._checkpoints, entry | ({"error": str(saved.error)} if saved.error else {}))
+
+    def sync(self) -> None:
+        """Bring all lines to where they outlive this process: a resume does not write those up to its checkpoint again."""
         for journal in self._journals:
             journal.sync()
 
@@ -58,6 +62,7 @@ class RunRecord(SilentObserver):
     def close(self) -> None:
         """See Observer."""
         for journal in self._journals:
+            journal.sync()
             journal.close()
 
     @property

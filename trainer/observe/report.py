@@ -53,14 +53,18 @@ class StepReport:
 
 @runtime_checkable
 class SavedCheckpoint(Protocol):
-    """A checkpoint that is committed; `trainer.checkpoint` has the class, observers need only this much of it."""
+    """A save that is over; `trainer.checkpoint` has the class, observers need only this much of it."""
 
     @property
     def step(self) -> int: ...
     @property
     def seconds(self) -> float: ...
     @property
+    def stall_seconds(self) -> float: ...
+    @property
     def bytes(self) -> int: ...
+    @property
+    def error(self) -> Exception | None: ...
 
 
 @runtime_checkable
@@ -72,7 +76,7 @@ class Observer(Protocol):
         ...
 
     def checkpoint(self, saved: SavedCheckpoint) -> None:
-        """A checkpoint is committed."""
+        """A checkpoint is committed, or has failed."""
         ...
 
     def evaluation(self, step: int, figures: Mapping[str, float]) -> None:

@@ -1,19 +1,21 @@
-"""An engine: a module spread over the ranks together with its optimiser, behind five methods.
+"""An engine: a module spread over the ranks together with its optimiser, behind six methods.
 
     train_micro_step   forward and backward of one micro-batch
     update             clip, step, zero; refuses by agreement a gradient that is not finite
     apply              forward without gradients, for evaluation and pictures
     reduce             sums of a few numbers over all ranks
     state              the logical state, live, for checkpoints
+    state_was_loaded   to be called once a checkpoint was written into it
 
 Order of composition (each one line below): activation checkpointing, sharding, optimiser, moving average.
-Matrix products run in bf16 under autocast whatever the engine, so FSDP2 gathers bf16 weights and the residual stream,
-norms, softmax and losses stay float32.
+Matrix products run in bf16 under autocast whatever the engine; the residual stream, norms, softmax and losses stay float32.
+FSDP2 gathers bf16 weights, ZeRO-3 float32 ones, twice the bytes. Every engine exchanges float32 gradients.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,41 +26,31 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.batch import Batch, Losses
 from models.pretraining import PretrainingModel, Task
+from trainer.checkpoint.boxes import Boxes
 from trainer.checkpoint.logical import logical_state
 from trainer.config.training import OptimConfig, ParallelConfig
 from trainer.optim import MovingAverage, build_optimizer, local_part, set_learning_rate
 from trainer.parallel.fsdp2 import checkpoint_activations, shard
 from trainer.parallel.launch import Launch
+from trainer.parallel.zero import Zero, shard_with_deepspeed
 
 
-class Engine:
-    """One process, DDP or FSDP2: they differ in how the module is wrapped and when gradients are exchanged."""
+class Engine(ABC):
+    """What every engine does the same way, and the places where they differ."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizer: torch.optim.AdamW,
-        average: MovingAverage | None,
-        *,
-        launch: Launch,
-        clip_grad_norm: float | None,
-        tokens_per_sample: int,
-    ) -> None:
-        self.module = module
+    module: nn.Module
+    """What is called to compute: the model itself, or what spreads it."""
+    average: MovingAverage | None
+
+    def __init__(self, optimizer: torch.optim.AdamW, *, launch: Launch, optim: OptimConfig, tokens_per_sample: int) -> None:
         self.optimizer = optimizer
-        self.average = average
         self.launch = launch
-        self.clip_grad_norm = clip_grad_norm
+        self.clip_grad_norm = optim.clip_grad_norm
         self.tokens_per_sample = tokens_per_sample
 
+    @abstractmethod
     def train_micro_step(self, batch: Batch, *, share: float, last: bool) -> Losses:
-        """Add the gradient of `share` times the loss of `batch`; gradients are exchanged on the last one of a step."""
-        self.module.train()
-        with self._exchange_gradients(last):
-            with self._autocast():
-                losses: Losses = self.module(batch, "train")
-            (losses.total * share).backward()
-        return losses
+        """Add the gradient of `share` times the loss of `batch`; gradients are exchanged at the latest on the last one of a step."""
 
     def update(self, rate: float, *, loss: float) -> float:
         """One optimiser step at learning rate `rate`; returns the norm of the gradient.
@@ -70,10 +62,10 @@ class Engine:
         if math.isfinite(loss) and norm.isfinite():
             self._clip(norm)
             set_learning_rate(self.optimizer, rate)
-            self.optimizer.step()
+            self._step()
             if self.average:
                 self.average.update()
-        self.optimizer.zero_grad()
+        self._drop_gradients()
         return float(norm)
 
     @torch.no_grad()
@@ -91,13 +83,63 @@ class Engine:
         dist.all_reduce(sums)
         return sums.tolist()
 
-    def state(self) -> dict[str, Tensor]:
+    @abstractmethod
+    def state(self) -> dict[str, Boxes]:
         """Weights, moments and averages by logical name; the tensors that train, not copies."""
-        return logical_state(self.module, self.optimizer, self.average.averages if self.average else None)
 
-    def _autocast(self) -> torch.autocast:
+    @abstractmethod
+    def state_was_loaded(self) -> None:
+        """Must be called on every rank once `state()` has been written to: an engine may keep copies of it."""
+
+    def _autocast(self) -> AbstractContextManager:
         enabled = self.launch.precision == "bf16"
         return torch.autocast(self.launch.device.type, torch.bfloat16, enabled=enabled)
+
+    def _clip(self, norm: Tensor) -> None:
+        if self.clip_grad_norm:
+            factor = (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in self._gradients():
+                local_part(gradient).mul_(factor)
+
+    @abstractmethod
+    def _gradients(self) -> list[Tensor]:
+        """The mean gradient over all ranks, as much of it as this rank steps."""
+
+    @abstractmethod
+    def _grad_norm(self) -> Tensor:
+        """The norm of the whole gradient, the same on every rank."""
+
+    @abstractmethod
+    def _step(self) -> None:
+        """Let the optimiser step."""
+
+    @abstractmethod
+    def _drop_gradients(self) -> None:
+        """Forget the gradients, whether they were used or not."""
+
+
+class TorchEngine(Engine):
+    """One process, DDP or FSDP2: they differ in how the module is wrapped and when gradients are exchanged."""
+
+    def __init__(self, module: nn.Module, *, launch: Launch, optim: OptimConfig, depth: int, tokens_per_sample: int) -> None:
+        optimizer = build_optimizer(module, optim, depth=depth)
+        super().__init__(optimizer, launch=launch, optim=optim, tokens_per_sample=tokens_per_sample)
+        self.module = module
+        self.average = MovingAverage(module.named_parameters(), optim.ema_decay) if optim.ema_decay else None
+
+    def train_micro_step(self, batch: Batch, *, share: float, last: bool) -> Losses:
+        self.module.train()
+        with self._exchange_gradients(last):
+            with self._autocast():
+                losses: Losses = self.module(batch, "train")
+            (losses.total * share).backward()
+        return losses
+
+    def state(self) -> dict[str, Boxes]:
+        return logical_state(self.module, self.optimizer, self.average.averages if self.average else None)
+
+    def state_was_loaded(self) -> None:
+        pass  # it is what trains
 
     @contextmanager
     def _exchange_gradients(self, wanted: bool) -> Iterator[None]:
@@ -116,30 +158,67 @@ class Engine:
         norm = nn.utils.get_total_norm(self._gradients())
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _clip(self, norm: Tensor) -> None:
-        if self.clip_grad_norm:
-            factor = (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            for gradient in self._gradients():
-                local_part(gradient).mul_(factor)
+    def _step(self) -> None:
+        self.optimizer.step()
+
+    def _drop_gradients(self) -> None:
+        self.optimizer.zero_grad()
+
+
+class ZeroEngine(Engine):
+    """ZeRO by DeepSpeed, which wraps the module, exchanges gradients and steps the optimiser."""
+
+    def __init__(
+        self, zero: Zero, optimizer: torch.optim.AdamW, *, launch: Launch, optim: OptimConfig, tokens_per_sample: int
+    ) -> None:
+        super().__init__(optimizer, launch=launch, optim=optim, tokens_per_sample=tokens_per_sample)
+        self.zero = zero
+        self.module = zero.engine
+        held = ((name, fragment.elements) for name, fragment in zero.fragments.items())
+        self.average = MovingAverage(held, optim.ema_decay) if optim.ema_decay else None
+
+    def train_micro_step(self, batch: Batch, *, share: float, last: bool) -> Losses:
+        self.module.train()
+        losses: Losses = self.module(batch, "train")
+        self.zero.backward(losses.total * share, last=last)
+        return losses
+
+    def state(self) -> dict[str, Boxes]:
+        averages = self.average.averages if self.average else {}
+        return self.zero.state() | {f"ema.{name}": self.zero.fragments[name].boxes(part) for name, part in averages.items()}
+
+    def state_was_loaded(self) -> None:
+        self.zero.state_was_loaded()
+
+    def _autocast(self) -> AbstractContextManager:
+        return nullcontext()  # DeepSpeed turns it on, and would turn ours off
+
+    def _gradients(self) -> list[Tensor]:
+        return self.zero.gradients()
+
+    def _grad_norm(self) -> Tensor:
+        held = float(nn.utils.get_total_norm(self._gradients()))
+        return torch.tensor(math.sqrt(self.reduce([held**2])[0]), dtype=torch.float32)
+
+    def _step(self) -> None:
+        self.zero.step()
+
+    def _drop_gradients(self) -> None:
+        self.zero.drop_gradients()
 
 
 def build_engine(model: PretrainingModel, launch: Launch, parallel: ParallelConfig, optim: OptimConfig) -> Engine:
     """Spread `model`, on its device already, over the ranks as `launch` says, and give it an optimiser."""
-    depth = len(model.encoder.blocks)
+    depth, tokens = len(model.encoder.blocks), model.tokens_per_sample
     if parallel.activation_checkpointing:
         checkpoint_activations(model)
+    if launch.zero:
+        optimizer = build_optimizer(model, optim, depth=depth)
+        zero = shard_with_deepspeed(model, optimizer, launch, parallel)
+        return ZeroEngine(zero, optimizer, launch=launch, optim=optim, tokens_per_sample=tokens)
     module: nn.Module = model
     if launch.engine == "fsdp2":
         shard(model, launch, parallel)
     elif launch.engine == "ddp":
         module = DistributedDataParallel(model, device_ids=[launch.device] if launch.device.type == "cuda" else None)
-    optimizer = build_optimizer(module, optim, depth=depth)
-    average = MovingAverage(module, optim.ema_decay) if optim.ema_decay else None
-    return Engine(
-        module,
-        optimizer,
-        average,
-        launch=launch,
-        clip_grad_norm=optim.clip_grad_norm,
-        tokens_per_sample=model.tokens_per_sample,
-    )
+    return TorchEngine(module, launch=launch, optim=optim, depth=depth, tokens_per_sample=tokens)

@@ -6,17 +6,19 @@ config file says, which is read through accelerate's own plugin classes. Nothing
 """
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from trainer.config.training import ParallelConfig
 from trainer.errors import ConfigError
+from trainer.parallel.zero_config import read_zero_config
 
-EngineName = Literal["single", "ddp", "fsdp2"]
+EngineName = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Launch:
     mesh: Mesh
     reshard_after_forward: bool
     """FSDP2: free a block's gathered weights after its forward; without it more memory and fewer gathers."""
+    zero: Mapping[str, Any] | None = None
+    """ZeRO: DeepSpeed's own config, as far as it is its own."""
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +63,8 @@ def read_launch(environ: Mapping[str, str], config: ParallelConfig) -> Launch:
             "set num_processes in accelerate's config file (and distributed_type: FSDP or MULTI_GPU, also on CPU) "
             "or drop parallel.world_size"
         )
-    engine, mesh, reshard = _read_engine(environ, world_size)
+    zero = read_zero_config(environ) if environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else None
+    engine, mesh, reshard = _read_engine(environ, world_size, zero)
     return Launch(
         rank=int(environ.get("RANK", "0")),
         local_rank=int(environ.get("LOCAL_RANK", "0")),
@@ -69,6 +74,7 @@ def read_launch(environ: Mapping[str, str], config: ParallelConfig) -> Launch:
         precision=_read_precision(environ, config),
         mesh=mesh,
         reshard_after_forward=reshard,
+        zero=zero,
     )
 
 
@@ -84,20 +90,19 @@ def micro_steps(launch: Launch, config: ParallelConfig, global_batch: int) -> tu
     return micro_batch, global_batch // samples
 
 
-def start_process_group(launch: Launch, *, timeout_s: float) -> None:
-    """Join the other ranks: NCCL for CUDA tensors and gloo beside it, gloo alone without a GPU."""
+@contextmanager
+def process_group(launch: Launch, *, timeout_s: float) -> Iterator[None]:
+    """Join the other ranks for the length of the block: NCCL for CUDA tensors and gloo beside it, gloo alone without a GPU."""
     if launch.device.type == "cuda":
         torch.cuda.set_device(launch.device)
-    if launch.world_size == 1:
-        return
-    backend = "cpu:gloo,cuda:nccl" if launch.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
-
-
-def stop_process_group() -> None:
-    """Leave the group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if launch.world_size > 1 or launch.zero:  # DeepSpeed wants a group even of one
+        backend = "cpu:gloo,cuda:nccl" if launch.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def is_peer_loss(error: BaseException) -> bool:
@@ -108,11 +113,10 @@ def is_peer_loss(error: BaseException) -> bool:
     )
 
 
-def _read_engine(environ: Mapping[str, str], world_size: int) -> tuple[EngineName, Mesh, bool]:
-    if environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise ConfigError(
-            "accelerate's config file asks for DeepSpeed, which this version does not run; use FSDP with fsdp_version 2"
-        )
+def _read_engine(environ: Mapping[str, str], world_size: int, zero: Mapping[str, Any] | None) -> tuple[EngineName, Mesh, bool]:
+    if zero:
+        names: dict[int, EngineName] = {1: "zero1", 2: "zero2", 3: "zero3"}
+        return names[zero["zero_optimization"]["stage"]], Mesh(replicas=1, shards=world_size), True
     if world_size == 1:
         return "single", Mesh(replicas=1, shards=1), True
     if environ.get("ACCELERATE_USE_FSDP") == "true":

@@ -9,12 +9,13 @@ for whole objects too, so it is the same number end to end. It is no guard again
 Left to whom: what is stored under which name, and which objects belong together, is the caller's business.
 """
 
+import secrets
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from trainer.errors import RetryError
+from trainer.errors import ConfigError, RetryError
 
 
 class StoreError(RetryError):
@@ -94,3 +95,20 @@ class Store(Protocol):
         Nothing is created or looked up.
         """
         ...
+
+
+def check_exclusive(store: Store) -> None:
+    """ConfigError where `store` does not honour exclusive puts: a run's writers would not see each other there."""
+    nonce = secrets.token_hex(8)
+    key = f"exclusive-check-{nonce}"
+    store.put(key, nonce.encode(), exclusive=True)
+    try:
+        store.put(key, b"second", exclusive=True)
+    except ObjectExistsError:
+        return
+    finally:
+        store.delete(key)
+    raise ConfigError(
+        f"{store.uri} was asked to create {key} twice and did so, where the second must be refused; "
+        'give a store that honours conditional PUTs (If-None-Match: "*"), or a folder'
+    )

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
-from tests.trainer.checkpoint.toy import Block, Toy, Trainer
+from tests.trainer.checkpoint.toy import Block, Toy, Trainer, whole
 from trainer.checkpoint.logical import logical_name, logical_state, model_state
 
 
@@ -43,8 +43,9 @@ def test_only_the_wrapper_of_a_name_is_taken_out() -> None:
 
 def test_writing_the_state_writes_what_trains() -> None:
     trainer = Trainer(0)
-    for tensor in trainer.state().values():
-        tensor.fill_(2)
+    for boxes in trainer.state().values():
+        for _, tensor in boxes.boxes:
+            tensor.fill_(2)
     assert all((parameter == 2).all() for parameter in trainer.module.parameters())
     assert all((average == 2).all() for average in trainer.average.averages.values())
     trainer.train(range(1))
@@ -56,15 +57,15 @@ def test_moments_created_early_change_nothing_of_what_is_learnt() -> None:
     early, late = Trainer(0), Trainer(0)
     early.state()
     assert early.train(range(4)) == late.train(range(4))
-    expected, found = late.state(), early.state()
+    expected, found = whole(late.state()), whole(early.state())
     assert all(torch.equal(found[name], expected[name]) and found[name].dtype == expected[name].dtype for name in expected)
 
 
 def test_a_weight_that_never_gets_a_gradient_has_moments_of_zero() -> None:
     unused = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(unused.parameters())
-    before = logical_state(unused, optimizer, None)
+    before = whole(logical_state(unused, optimizer, None))
     optimizer.step()
-    after = logical_state(unused, optimizer, None)
+    after = whole(logical_state(unused, optimizer, None))
     assert before.keys() == after.keys()
     assert not any(after[name].any() for name in after if name.startswith("optim."))

@@ -3,20 +3,22 @@
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tests.trainer.checkpoint.toy import FailingStore, Toy, Trainer, unequal, whole
+from tests.trainer.checkpoint.toy import FailingStore, Toy, Trainer, save_now, unequal, whole
+from trainer.checkpoint.boxes import boxes_of
 from trainer.checkpoint.logical import model_state
 from trainer.checkpoint.manager import CheckpointManager, load_into_model, read_tensors
 from trainer.checkpoint.record import MANIFEST, Record
 from trainer.config.training import CheckpointConfig
 from trainer.errors import CheckpointError
-from trainer.store.base import Store, StoreError
+from trainer.store.base import ObjectInfo, Store, StoreError
 from trainer.store.open import open_store
 
 OBJECT = "rank-00000.bin"
@@ -33,7 +35,7 @@ def manage(store: Store, *, keep_last: int = 3, keep_every_steps: int | None = N
 
 def save(store: Store, step: int, trainer: Trainer | None = None, **config: int) -> Record:
     trainer = trainer or Trainer(step)
-    return manage(store, **config).save(step, trainer.state(), engine="single", progress={"step": step}).record
+    return save_now(manage(store, **config), step, trainer.state())
 
 
 def steps(store: Store) -> list[int]:
@@ -59,13 +61,18 @@ def test_a_resumed_run_gives_the_same_losses_as_an_unbroken_one(store: Store) ->
     record = manager.newest()
     assert record is not None
     manager.load(record, resumed.state())
-    assert unequal(resumed.state(), saved) == []
+    assert unequal(whole(resumed.state()), saved) == []
     assert resumed.train(range(4, 9)) == unbroken
 
 
 def test_a_report_says_what_a_save_took_and_the_record_is_the_one_found_again(store: Store) -> None:
-    report = manage(store).save(7, Trainer(0).state(), engine="single", progress={"step": 7, "replaced_clips": 2})
-    assert report.seconds > 0
+    manager = manage(store)
+    manager.save(7, Trainer(0).state(), engine="single", progress={"step": 7, "replaced_clips": 2})
+    manager.finish()
+    (report,) = manager.poll()
+    assert manager.poll() == []
+    assert report.record is not None
+    assert report.seconds > report.stall_seconds > 0
     assert report.bytes == len(store.get(report.record.prefix + OBJECT))
     assert (report.record.engine, report.record.world_size) == ("single", 1)
     assert report.record.progress == {"step": 7, "replaced_clips": 2}
@@ -96,10 +103,10 @@ def test_a_state_saved_before_the_first_step_can_be_resumed(store: Store) -> Non
     ids=lambda tensor: f"{tensor.dtype} {tuple(tensor.shape)}",
 )
 def test_every_kind_of_tensor_comes_back_bit_for_bit(store: Store, tensor: torch.Tensor) -> None:
-    record = manage(store).save(1, {"a": tensor, "b": torch.ones(3)}, engine="single", progress={}).record
+    record = save_now(manage(store), 1, {"a": boxes_of(tensor), "b": boxes_of(torch.ones(3))})
     assert manage(store).newest() == record
     live = torch.zeros_like(tensor)
-    manage(store).load(record, {"a": live, "b": torch.zeros(3)})
+    manage(store).load(record, {"a": boxes_of(live), "b": boxes_of(torch.zeros(3))})
     assert live.stride() == tensor.stride()
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     assert torch.equal(live.view(bits), tensor.view(bits))
@@ -108,8 +115,8 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(store: Store, tensor: torch
 def test_part_of_a_checkpoint_is_read_by_name(store: Store) -> None:
     trainer = Trainer(0)
     record = save(store, 1, trainer)
-    assert unequal(read_tensors(store, record, prefix="model."), model_state(trainer.module)) == []
-    assert unequal(read_tensors(store, record), trainer.state()) == []
+    assert unequal(read_tensors(store, record, prefix="model."), whole(model_state(trainer.module))) == []
+    assert unequal(read_tensors(store, record), whole(trainer.state())) == []
 
 
 def test_no_artefact_is_a_pickle(store: Store) -> None:
@@ -140,7 +147,7 @@ def test_a_save_killed_before_its_manifest_is_not_seen_and_swept_by_the_next(sto
     whole_one = save(store, 10)
     program = """
 import os, sys
-from tests.trainer.checkpoint.toy import Trainer
+from tests.trainer.checkpoint.toy import Trainer, save_now
 from trainer.checkpoint import manager
 from trainer.config.training import CheckpointConfig
 from trainer.store.open import open_store
@@ -154,7 +161,7 @@ def killing(key, payload, **options):
         os.kill(os.getpid(), 9)
     return put(key, payload, **options)
 store.put = killing
-manager.CheckpointManager(store, CheckpointConfig()).save(20, Trainer(0).state(), engine="single", progress={})
+save_now(manager.CheckpointManager(store, CheckpointConfig()), 20, Trainer(0).state())
 """
     for killed_at in ("object", "manifest"):
         ended = subprocess.run([sys.executable, "-c", program, store.uri, killed_at], check=False)
@@ -220,9 +227,9 @@ def test_retention_counts_whole_checkpoints_only_and_lets_broken_ones_go(store: 
     found = manager.newest()
     assert found is not None
     assert found.step == 20
-    manager.save(25, Trainer(0).state(), engine="single", progress={})
+    save_now(manager, 25, Trainer(0).state())
     assert steps(store) == [20, 25, 30], "a later step is left alone until the run has come past it"
-    manager.save(35, Trainer(0).state(), engine="single", progress={})
+    save_now(manager, 35, Trainer(0).state())
     assert steps(store) == [25, 35]
 
 
@@ -235,13 +242,13 @@ def test_a_full_store_leaves_the_older_checkpoint_and_the_training_state_as_they
     listed = store.list("")
     full = FailingStore(store, ending)
     with pytest.raises(StoreError, match="No space left on device") as caught:
-        manage(full, keep_last=1).save(4, trainer.state(), engine="single", progress={})
+        save_now(manage(full, keep_last=1), 4, trainer.state())
     assert caught.value.exit_code == 75
     assert store.list("") == listed
-    assert unequal(trainer.state(), before) == []
+    assert unequal(whole(trainer.state()), before) == []
     assert manage(store).newest() == older
     full.full = False
-    assert manage(full).save(4, trainer.state(), engine="single", progress={}).record.step == 4
+    assert save_now(manage(full), 4, trainer.state()).step == 4
 
 
 def test_a_retention_that_fails_does_not_fail_the_save(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -273,7 +280,7 @@ def test_a_model_that_does_not_fit_is_told_by_name_and_nothing_is_touched(store:
     assert "and 3 more" in message
     assert "model.head.weight (stored 3 x 12 float32, here 4 x 12 float32)" in message
     assert "model.gain (stored 1 float32, here 1 bfloat16)" in message
-    assert unequal(other.state(), before) == []
+    assert unequal(whole(other.state()), before) == []
 
 
 def test_damage_that_comes_after_the_choice_is_found_while_reading(store: Store) -> None:
@@ -296,15 +303,15 @@ def test_an_encoder_can_start_from_the_weights_of_another_run(store: Store, give
     before = whole(model_state(model))
     origin = store if given == "run" else open_store(Path(store.uri, record.prefix))
     assert load_into_model(origin, model, parts="encoder").step == 2
-    after, source = model_state(model), model_state(trainer.module)
+    after, source = whole(model_state(model)), whole(model_state(trainer.module))
     assert all(torch.equal(after[name], source[name]) for name in after if "encoder" in name)
     assert all(torch.equal(after[name], before[name]) for name in after if "encoder" not in name)
     load_into_model(origin, model, parts="model")
-    assert unequal(model_state(model), source) == []
+    assert unequal(whole(model_state(model)), source) == []
 
 
 def test_weights_to_start_from_must_fit_and_be_there(store: Store) -> None:
-    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
+    with pytest.raises(CheckpointError, match="holds no whole one"):
         load_into_model(store, Toy(), parts="encoder")
     record = save(store, 1)
     smaller = Toy()
@@ -313,5 +320,60 @@ def test_weights_to_start_from_must_fit_and_be_there(store: Store) -> None:
         load_into_model(store, smaller, parts="encoder")
     Path(store.uri, record.prefix, OBJECT).unlink()
     for origin in (store, open_store(Path(store.uri, record.prefix))):
-        with pytest.raises(CheckpointError, match=r"holds no whole checkpoint \(.*rank-00000\.bin is missing\)"):
+        with pytest.raises(CheckpointError, match=r"holds no whole one \(.*rank-00000\.bin is missing\)"):
             load_into_model(origin, Toy(), parts="encoder")
+
+
+def test_training_goes_on_while_a_save_is_written_and_what_is_written_is_the_state_of_its_step(store: Store) -> None:
+    gate = threading.Event()
+
+    class SlowStore(FailingStore):
+        def put(self, key: str, payload: bytes | Iterable[memoryview], *, exclusive: bool = False) -> ObjectInfo:
+            assert gate.wait(30)
+            return super().put(key, payload, exclusive=exclusive)
+
+    trainer = Trainer(0)
+    trainer.train(range(2))
+    saved = whole(trainer.state())
+    manager = manage(SlowStore(store, "none"))
+    manager.save(2, trainer.state(), engine="single", progress={})
+    trainer.train(range(2, 5))
+    assert manager.poll() == []
+    gate.set()
+    manager.finish()
+    (report,) = manager.poll()
+    assert report.record is not None
+    assert report.stall_seconds < report.seconds
+    assert unequal(read_tensors(store, report.record), saved) == []
+
+
+def test_a_store_that_fails_for_a_while_is_borne_and_then_told(store: Store) -> None:
+    full = FailingStore(store, ".bin")
+    manager = CheckpointManager(full, CheckpointConfig(max_failed_saves=2))
+    trainer = Trainer(0)
+    for step in (1, 2):
+        manager.save(step, trainer.state(), engine="single", progress={})
+    with pytest.raises(StoreError, match=r"2 saves in a row have failed, the last one so: .*No space left"):
+        manager.finish()
+    assert [report.step for report in manager.poll() if report.error] == [1, 2]
+    full.full = False
+    assert save_now(manager, 3, trainer.state()).step == 3
+
+
+def test_one_good_save_makes_up_for_failed_ones(store: Store) -> None:
+    full = FailingStore(store, ".bin")
+    manager = CheckpointManager(full, CheckpointConfig(max_failed_saves=2))
+    for step, is_full in ((1, True), (2, False), (3, True), (4, False)):
+        full.full = is_full
+        manager.save(step, Trainer(0).state(), engine="single", progress={})
+        manager.finish()
+    assert [bool(report.error) for report in manager.poll()] == [True, False, True, False]
+    assert manager.last_committed_step == 4
+
+
+def test_a_save_that_would_outlast_the_grace_period_is_told_so(store: Store) -> None:
+    manager = manage(store)
+    assert manager.fits_into(0.0), "nothing is known of how long a save takes"
+    save_now(manager, 1, Trainer(0).state())
+    assert manager.fits_into(60.0)
+    assert not manager.fits_into(1e-6)

@@ -12,6 +12,7 @@ from trainer.errors import CheckpointError
 
 RECORD = Record(
     step=40,
+    writer=1,
     engine="fsdp2",
     world_size=2,
     created="2026-05-09T07:35:25+00:00",

@@ -1,14 +1,17 @@
 """A small transformer that trains the same on any number of ranks, and a store that fails on demand."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
+from trainer.checkpoint.boxes import Boxes, State
 from trainer.checkpoint.logical import logical_state
+from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.record import Record
 from trainer.optim import MovingAverage
 from trainer.store.base import ObjectInfo, Store, StoreError
 
@@ -70,9 +73,9 @@ class Trainer:
         self.dtype = dtype
         trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=3e-3)
-        self.average = MovingAverage(self.module, 0.9)
+        self.average = MovingAverage(self.module.named_parameters(), 0.9)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Boxes]:
         return logical_state(self.module, self.optimizer, self.average.averages)
 
     def train(self, steps: range) -> list[float]:
@@ -94,9 +97,32 @@ class Trainer:
         return float(total) / ranks
 
 
-def whole(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of full tensors; every rank must call it."""
-    return {name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone() for name, tensor in state.items()}
+def whole(state: State) -> dict[str, Tensor]:
+    """Full tensors, from the boxes of all ranks; every rank must call it."""
+    of_ranks: list[Any] = [None] * dist.get_world_size() if dist.is_initialized() else [state]
+    if dist.is_initialized():
+        dist.all_gather_object(of_ranks, dict(state))
+    return {name: assemble([of_rank[name] for of_rank in of_ranks]) for name in state}
+
+
+def assemble(parts: list[Boxes]) -> Tensor:
+    """The tensor that `parts` cover."""
+    full = torch.empty(parts[0].shape, dtype=parts[0].dtype)
+    for part in parts:
+        for offsets, tensor in part.boxes:
+            full[tuple(slice(start, start + length) for start, length in zip(offsets, tensor.shape, strict=True))] = tensor
+    return full
+
+
+def save_now(manager: CheckpointManager, step: int, state: State, *, engine: str = "single") -> Record:
+    """Save, wait, and raise what went wrong."""
+    manager.save(step, state, engine=engine, progress={"step": step})
+    manager.finish()
+    (report,) = manager.poll()
+    if report.error:
+        raise report.error
+    assert report.record is not None
+    return report.record
 
 
 def unequal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:

@@ -16,12 +16,15 @@ CONFIGS = sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
 def environ_of(name: str, monkeypatch: pytest.MonkeyPatch, *changes: str, world_size: int | None = None) -> dict[str, str]:
     """The environment that `accelerate launch --config_file name.yaml` gives its workers, made by accelerate itself."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     path = ROOT / "launch" / "accelerate" / f"{name}.yaml"
-    args = launch_command_parser().parse_args(["--config_file", str(path), *changes, "-m", "odonata"])
+    port = ("--main_process_port", "0")
+    args = launch_command_parser().parse_args(["--config_file", str(path), *port, *changes, "-m", "odonata"])
     args, _, _ = _validate_launch_command(args)
-    environ = prepare_multi_gpu_env(args)
+    args.deepspeed_fields_from_accelerate_config = ""  # which of its own fields accelerate is to write into the JSON
+    environ = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
+    monkeypatch.chdir(ROOT)  # DeepSpeed's JSON is named from there
     world = world_size or yaml.safe_load(path.read_text())["num_processes"]
     environ |= {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
     for key, value in environ.items():
@@ -41,7 +44,14 @@ def test_torchrun_gives_ddp() -> None:
 
 @pytest.mark.parametrize(
     ("name", "engine", "mesh"),
-    [("ddp", "ddp", Mesh(2, 1)), ("fsdp2", "fsdp2", Mesh(1, 2)), ("hsdp", "fsdp2", Mesh(2, 2))],
+    [
+        ("ddp", "ddp", Mesh(2, 1)),
+        ("fsdp2", "fsdp2", Mesh(1, 2)),
+        ("hsdp", "fsdp2", Mesh(2, 2)),
+        ("zero1", "zero1", Mesh(1, 2)),
+        ("zero2", "zero2", Mesh(1, 2)),
+        ("zero3", "zero3", Mesh(1, 2)),
+    ],
 )
 def test_every_shipped_accelerate_config_gives_its_engine(
     name: str, engine: str, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
@@ -51,7 +61,7 @@ def test_every_shipped_accelerate_config_gives_its_engine(
 
 
 def test_all_shipped_accelerate_configs_are_tested() -> None:
-    assert {path.stem for path in CONFIGS} == {"ddp", "fsdp2", "hsdp"}
+    assert {path.stem for path in CONFIGS} == {"ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"}
 
 
 def test_mixed_precision_comes_from_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
