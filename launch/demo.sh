@@ -18,7 +18,8 @@ echo "== 2. CroCo on video, $steps steps on two FSDP2 ranks -> $out/run   (metri
 
 cat <<EOF
 
-Done. Look at:
+Done. So short a training only shows that all parts work: held-out losses with the true, a blank and a wrong reference still
+lie together, and part after some hundred steps more (python -m benchmarks.croco). Look at:
   $out/run/pictures/       contact sheets: masked input | reconstruction | target | reference view
   $out/run/steps.jsonl     loss, gradient norm, learning rate and seconds of every step
   $out/run/checkpoints/    saved state; the same command again resumes from it

@@ -62,6 +62,13 @@ class Runner:
         self.config = folder / "run.yaml"
         self.config.write_text(SMALL_RUN)
         self.dataroot = dataroot
+        self._finished: dict[str, Finished] = {}
+
+    def once(self, name: str, *, engine: str | None = None, processes: int = 1) -> Finished:
+        """Run `name` the first time it is asked for, so that several tests look at one run."""
+        if name not in self._finished:
+            self._finished[name] = self.run(name, engine=engine, processes=processes)
+        return self._finished[name]
 
     def start(
         self, name: str, *overrides: str, engine: str | None = None, processes: int = 1, options: tuple[str, ...] = ()

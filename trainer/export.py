@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from safetensors.torch import save
 from torch import Tensor
 
@@ -36,11 +35,9 @@ from models.objectives.croco import IMAGENET_MEAN, IMAGENET_STD
 from models.positions import sincos_table
 from trainer.checkpoint.manager import read_tensors
 from trainer.checkpoint.record import Record
-from trainer.checkpoint.tools import CONFIG, Place, Progress, WatchedStore, choose_checkpoint, tensor_bytes
-from trainer.config.load import parse_run_config
-from trainer.config.run import RunConfig
+from trainer.checkpoint.tools import CONFIG, Place, Progress, WatchedStore, choose_checkpoint, read_run_config, tensor_bytes
 from trainer.errors import CheckpointError, ConfigError
-from trainer.store.base import ObjectMissingError, Store
+from trainer.store.base import Store
 from trainer.store.open import open_store
 
 Layout = Literal["safetensors", "timm", "hf"]
@@ -96,7 +93,12 @@ def plan_export(place: Place, *, layout: Layout, step: int | None = None, weight
     """
     record = choose_checkpoint(place, step)
     taken = _choose_weights(place, record, weights)
-    config = _read_config(place.store)
+    config = read_run_config(place.store)
+    if config is None:
+        raise CheckpointError(
+            f"an encoder of {place.uri} was to be exported and there is no {CONFIG} in {place.store.uri}, "
+            f"which says what encoder it is; put the {CONFIG} of its run there"
+        )
     planned = Export(place.store, record, taken, layout, config.encoder, config.token_grid)
     _check_fits(planned)
     if layout != "safetensors" and config.encoder.positions != "sincos":
@@ -185,21 +187,6 @@ def _choose_weights(place: Place, record: Record, asked: Weights | None) -> Weig
     )
 
 
-def _read_config(store: Store) -> RunConfig:
-    try:
-        text = store.get(CONFIG)
-    except ObjectMissingError as error:
-        raise CheckpointError(
-            f"an encoder of {store.uri} was to be exported and there is no {CONFIG}, which says what encoder it is; "
-            f"put the {CONFIG} of its run there"
-        ) from error
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{store.uri}/{CONFIG} is not YAML: {error}; put the one of the run there") from error
-    return parse_run_config(content, origin=f"{store.uri}/{CONFIG}")
-
-
 def _check_fits(planned: Export) -> None:
     """CheckpointError where the weights are not those of the encoder in the config."""
     with torch.device("meta"):
@@ -257,6 +244,6 @@ def _how_to_load(planned: Export, out: Path) -> str:
     name = f"vit_{encoder.size}_patch{14 if encoder.size in _PATCH_14 else 16}_224"
     image = (grid.h * encoder.patch_px, grid.w * encoder.patch_px)
     return (
-        f"timm.create_model({name!r}, pretrained=False, num_classes=0, class_token=False, global_pool='', "
-        f"img_size={image}, patch_size={encoder.patch_px}).load_state_dict({load})"
+        f"model = timm.create_model({name!r}, pretrained=False, num_classes=0, class_token=False, global_pool='', "
+        f"img_size={image}, patch_size={encoder.patch_px}); model.load_state_dict({load})"
     )

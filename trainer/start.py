@@ -11,8 +11,10 @@ observers   the run folder, the progress bar, /metrics
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from typing import Any
 
 import torch
+import yaml
 
 from models.attention import choose_backend
 from models.batch import Batch
@@ -32,10 +34,13 @@ from trainer.observe.build import build_observer
 from trainer.parallel.engine import Engine, build_engine
 from trainer.parallel.launch import Launch, micro_steps, process_group
 from trainer.stop import listening
-from trainer.store.base import Store
+from trainer.store.base import ObjectMissingError, Store
 from trainer.store.open import open_store
 
 log = logging.getLogger(__name__)
+
+_DECIDES_WHAT_IS_LEARNT = ("seed ", "global_batch ", "data.", "encoder.", "objectives ")
+_FREE = ("data.root ", "data.workers ", "data.prefetch_batches ", "encoder.attention ", "data.max_replaced_share ")
 
 
 def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = None) -> None:
@@ -51,7 +56,7 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
         store = open_store(config.run.uri, config.store)
         with claimed_checkpoints(config, store, job=job) as checkpoints:
             engine = build_trained_engine(config, launch)
-            progress = resume_from(checkpoints, engine, store) if resume else begin_anew(checkpoints, store)
+            progress = resume_from(config, checkpoints, engine, store) if resume else begin_anew(checkpoints, store)
             checkpoints.prepare(engine.state())
             batches = build_batches(config, launch, training, preparations, share, first_step=progress.step)
             held_out_clips = read_held_out_clips(config, launch, held_out, preparations, micro_batch=micro_batch)
@@ -138,15 +143,47 @@ def build_trained_engine(config: RunConfig, launch: Launch) -> Engine:
     return build_engine(model.to(launch.device), launch, config.parallel, config.optim)
 
 
-def resume_from(checkpoints: CheckpointManager, engine: Engine, store: Store) -> Progress:
+def resume_from(config: RunConfig, checkpoints: CheckpointManager, engine: Engine, store: Store) -> Progress:
     """Take the state of the newest whole checkpoint; the run's beginning where there is none."""
     record = checkpoints.newest()
     if record is None:
         log.info("no checkpoint in %s: starting at step 0", store.uri)
         return Progress()
+    check_same_experiment(config, store)
     checkpoints.load(record, engine.state())
+    engine.state_was_loaded()
     log.info("resuming %s after step %d", store.uri, record.step)
+    if record.step >= config.steps:
+        log.info("that was the last of its %d steps: nothing is left to do; set steps= higher to go on", config.steps)
     return Progress(**record.progress)
+
+
+def check_same_experiment(config: RunConfig, store: Store) -> None:
+    """Say what differs from the config of the last start; ConfigError where the steps before would have been other ones."""
+    try:
+        before = yaml.safe_load(store.get("config.yaml"))
+    except ObjectMissingError:
+        return
+    changes = list(differences(before, config.model_dump(mode="json")))
+    refused = [change for change in changes if change.startswith(_DECIDES_WHAT_IS_LEARNT) and not change.startswith(_FREE)]
+    if refused:
+        raise ConfigError(
+            f"{store.uri} was to be resumed and is another experiment: {'; '.join(refused)}; "
+            "give the values of before, or another run.uri (warm_start.uri takes the weights along)"
+        )
+    if changes:
+        log.warning("changed since the last start of this run: %s", "; ".join(changes))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """`data.clip.frames 4 -> 8` for every key of which both say something else."""
+    for key, value in now.items():
+        if key not in before or before[key] == value:
+            continue
+        if isinstance(value, Mapping) and isinstance(before[key], Mapping):
+            yield from differences(before[key], value, f"{place}{key}.")
+        else:
+            yield f"{place}{key} {before[key]} -> {value}"
 
 
 def begin_anew(checkpoints: CheckpointManager, store: Store) -> Progress:

@@ -105,7 +105,7 @@ class CrocoObjective(Objective):
         shown = denormalise(target)
         return {
             "masked input": _first_camera(torch.where(masks.bool(), _MASK_GREY, shown)),
-            "reconstruction": _first_camera(denormalise(completed)),
+            "reconstruction, patch means given": _first_camera(denormalise(completed)),
             "target": _first_camera(shown),
             "reference": _first_camera(denormalise(reference)),
         }

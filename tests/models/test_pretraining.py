@@ -47,7 +47,7 @@ def test_the_mean_of_the_evaluated_losses_is_the_training_loss() -> None:
 def test_pictures_come_by_objective_and_title() -> None:
     drawn = seeded_model().eval()(random_batch(), "draw")
     assert list(drawn) == ["croco"]
-    assert list(drawn["croco"]) == ["masked input", "reconstruction", "target", "reference"]
+    assert list(drawn["croco"]) == ["masked input", "reconstruction, patch means given", "target", "reference"]
 
 
 def test_tokens_per_sample_are_those_that_the_encoder_sees() -> None:

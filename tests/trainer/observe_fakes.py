@@ -31,11 +31,13 @@ def report(step: int = 1, **changes: object) -> StepReport:
 
 @dataclass(frozen=True)
 class Saved:
-    """A committed checkpoint, as far as observers see it."""
+    """A save that is over, as far as observers see it."""
 
     step: int = 1
     seconds: float = 0.5
+    stall_seconds: float = 0.125
     bytes: int = 2_000_000
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,14 @@ def sheets(*, clips: int = 2, frames: int = 4, height: int = 6, width: int = 10)
     return {"croco": {title: rng.random((clips, frames, 3, height, width), dtype=np.float32) for title in titles}}
 
 
-class FailingObserver(SilentObserver):
+class SilentKeeper(SilentObserver):
+    """Keeps nothing."""
+
+    def sync(self) -> None:
+        """See Keeper."""
+
+
+class FailingObserver(SilentKeeper):
     """Fails at each step and counts how often it was asked."""
 
     def __init__(self) -> None:
@@ -67,7 +76,7 @@ class FailingObserver(SilentObserver):
         raise RuntimeError("broken on purpose")
 
 
-class NotingObserver(SilentObserver):
+class NotingObserver(SilentKeeper):
     """Remembers the steps it was told of, and whether it was closed."""
 
     def __init__(self) -> None:

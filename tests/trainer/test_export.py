@@ -164,8 +164,10 @@ def test_the_bare_encoder_can_be_built_again_from_what_its_file_says(run: Run, t
 def test_an_export_to_timm_gives_our_features_of_still_images(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "vit.safetensors"
     load = export(run.place, out, "timm")
-    assert load.startswith("timm.create_model('vit_tiny_patch16_224', pretrained=False, num_classes=0, class_token=False,")
-    assert "img_size=(32, 48), patch_size=8)" in load
+    assert load.startswith(
+        "model = timm.create_model('vit_tiny_patch16_224', pretrained=False, num_classes=0, class_token=False,"
+    )
+    assert "img_size=(32, 48), patch_size=8); model.load_state_dict(" in load
     images = torch.randn(2, 3, 32, 48)
     torch.testing.assert_close(timm_features(load_file(out), images), features_of(run.average, images), atol=1e-5, rtol=1e-5)
 
@@ -258,7 +260,7 @@ def save_without_encoder(store: Store) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "sentence"),
     [
-        (drop_config, CheckpointError, r"there is no config\.yaml, .* put the config\.yaml of its run there"),
+        (drop_config, CheckpointError, r"there is no config\.yaml in .* put the config\.yaml of its run there"),
         (garble_config, ConfigError, "is not YAML"),
         (empty_config, ConfigError, "is not a run that can start"),
         (change_config, CheckpointError, r"is not the one in config\.yaml .* by the config \(384"),

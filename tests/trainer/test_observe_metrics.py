@@ -95,3 +95,11 @@ def test_a_checkpoint_is_told_in_full(exporter: Exporter) -> None:
     assert value(exporter, "odonata_checkpoint_seconds") == 0.5
     assert value(exporter, "odonata_checkpoint_bytes") == 100
     assert value(exporter, "odonata_checkpoints_total") == 1
+    assert value(exporter, "odonata_checkpoint_failures_total") == 0
+    assert value(exporter, "odonata_checkpoint_stall_seconds_total") == 0.125
+
+
+def test_a_failed_save_is_counted_and_is_no_checkpoint(exporter: Exporter) -> None:
+    Metrics(exporter, resumed_at=0).checkpoint(Saved(error=OSError("full")))
+    assert value(exporter, "odonata_checkpoint_failures_total") == 1
+    assert not value(exporter, "odonata_checkpoints_total")

@@ -12,6 +12,7 @@ from rich.console import Console
 from tests.trainer.observe_fakes import Saved, report
 from trainer.observe.logs import configure_logging
 from trainer.observe.progress import Milestones, ProgressBar, ProgressLines, build_progress
+from trainer.store.base import StoreError
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -111,7 +112,9 @@ def test_rare_events_have_a_line_each() -> None:
     milestones = Milestones()
     milestones.checkpoint(Saved(step=3, seconds=0.5, bytes=2_000_000))
     milestones.evaluation(3, {"true": 0.25, "wrong": 0.5})
-    assert "checkpoint of step 3: 2.0 MB in 0.5 s" in text_of(console)
+    milestones.checkpoint(Saved(step=4, error=StoreError("the store is full")))
+    assert "checkpoint of step 3: 2.0 MB in 0.5 s, of which training waited 0.12 s" in text_of(console)
+    assert "checkpoint of step 4 failed, training goes on: the store is full" in text_of(console)
     assert "held-out clips after step 3: true 0.25  wrong 0.5" in text_of(console)
 
 

@@ -75,7 +75,9 @@ def test_a_step_is_one_object_with_all_of_its_report(tmp_path: Path) -> None:
 def test_evaluations_and_checkpoints_have_lines_of_their_own(tmp_path: Path) -> None:
     write_steps(tmp_path, 1)
     assert read_lines(tmp_path / "evaluations.jsonl") == [{"step": 1, "croco/true": 0.5, "time_s": 7.0}]
-    assert read_lines(tmp_path / "checkpoints.jsonl") == [{"step": 1, "seconds": 0.5, "bytes": 2_000_000, "time_s": 7.0}]
+    assert read_lines(tmp_path / "checkpoints.jsonl") == [
+        {"step": 1, "seconds": 0.5, "stall_seconds": 0.125, "bytes": 2_000_000, "time_s": 7.0}
+    ]
 
 
 def test_config_and_environment_lie_beside_the_steps(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""The same run under every engine and world size: 20 steps through the public command, on gloo."""
+"""The same run under every engine and world size: 20 steps through the public command, on gloo; and from each to each."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from trainer.store.open import open_store
 LOSS_RTOL = 1e-6
 WEIGHT_RTOL = 1e-4
 
-ENGINES = {
+ENGINES: dict[str, tuple[str | None, int]] = {
+    "alone": (None, 1),
     "ddp x2": ("ddp", 2),
     "fsdp2 x2": ("fsdp2", 2),
     "fsdp2 x4": ("fsdp2", 4),
@@ -26,13 +28,18 @@ ENGINES = {
 
 @pytest.fixture(scope="module")
 def alone(runner: Runner) -> Finished:
-    return runner.run("alone")
+    return run_under(runner, "alone")
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(params=[name for name in ENGINES if name != "alone"])
 def spread(runner: Runner, request: pytest.FixtureRequest) -> Finished:
-    engine, processes = ENGINES[request.param]
-    return runner.run(request.param.replace(" ", "-"), engine=engine, processes=processes)
+    return run_under(runner, request.param)
+
+
+def run_under(runner: Runner, name: str) -> Finished:
+    """20 unbroken steps, with checkpoints of steps 10 and 20."""
+    engine, processes = ENGINES[name]
+    return runner.once(name.replace(" ", "-"), engine=engine, processes=processes)
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -76,6 +83,30 @@ def test_recomputed_activations_give_the_same_gradients_under_drop_path(runner: 
         processes=2,
     )
     assert_same_run(recomputed, kept)
+
+
+FAST_MOVES = [("zero3 x2", "fsdp2 x2"), ("fsdp2 x2", "zero1 x2"), ("zero2 x2", "zero2 x2")]
+ALL_MOVES = [(origin, target) for origin in ENGINES for target in ENGINES]
+
+
+@pytest.mark.parametrize(
+    ("origin", "target"),
+    [*FAST_MOVES, *(pytest.param(*move, marks=pytest.mark.slow) for move in ALL_MOVES if move not in FAST_MOVES)],
+)
+def test_what_one_engine_saved_another_goes_on_with(runner: Runner, origin: str, target: str) -> None:
+    unbroken = run_under(runner, origin)
+    name = f"{origin} to {target}".replace(" ", "-")
+    shutil.copytree(unbroken.folder, runner.folder / name)
+    for newest in (runner.folder / name / "checkpoints").glob("step-00000020-*"):
+        shutil.rmtree(newest)
+    engine, processes = ENGINES[target]
+    moved = runner.run(name, engine=engine, processes=processes)
+    assert "after step 10" in moved.output
+    if origin == target:
+        assert moved.losses == unbroken.losses
+        assert all(torch.equal(weight, final_weights(unbroken.folder)[k]) for k, weight in final_weights(moved.folder).items())
+    else:
+        assert_same_run(moved, unbroken)
 
 
 @pytest.mark.slow

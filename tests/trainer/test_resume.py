@@ -103,6 +103,17 @@ def test_a_finished_run_that_is_started_again_does_nothing(runner: Runner) -> No
     first = runner.run("finished")
     again = runner.run("finished")
     assert again.steps == first.steps
+    assert "nothing is left to do" in again.output
+
+
+def test_a_run_that_is_resumed_with_another_config_says_so_or_is_refused(runner: Runner) -> None:
+    runner.run("changed", "steps=2")
+    refused = runner.finish("changed", runner.start("changed", "steps=3", "seed=5", "data.clip.width_px=64"))
+    assert refused.returncode == 2
+    assert "another experiment: seed 0 -> 5; data.clip.width_px 32 -> 64" in refused.output
+    longer = runner.run("changed", "steps=3", "optim.lr=0.002")
+    assert "changed since the last start of this run: steps 2 -> 3; optim.lr 0.001 -> 0.002" in longer.output
+    assert "steps: 2" in (longer.folder / "config-until-step-00000002.yaml").read_text()
 
 
 def test_a_run_that_must_begin_anew_refuses_a_folder_with_checkpoints(runner: Runner) -> None:

@@ -20,11 +20,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from trainer.checkpoint.catalog import FOLDER, MARKER, Save, find_saves, read_record, why_damaged
 from trainer.checkpoint.claim import claim_run
 from trainer.checkpoint.record import DTYPE_BYTES, MANIFEST, Record, StoredTensor, dump_record
+from trainer.config.load import parse_run_config
+from trainer.config.run import RunConfig
 from trainer.config.training import CheckpointConfig
-from trainer.errors import CheckpointError, OdonataError
+from trainer.errors import CheckpointError, ConfigError, OdonataError
 from trainer.store.base import ObjectInfo, ObjectMissingError, Store, check_exclusive
 from trainer.store.open import open_store
 
@@ -148,7 +152,8 @@ def copy_checkpoint(source: Store, record: Record, target: Store, progress: Prog
     """Bring the checkpoint `record` of `source` into the run at `target`; the answer says where it lies.
 
     CheckpointError where it is there already or its bytes are not as they were written, RefusedError where another process
-    writes to that run. `target` gets the config of the run, too, where it has none, so that the copy can be exported.
+    writes to that run, or has not been silent for as long as the config there asks. Where `target` has no config it gets that of
+    `source`, so that the copy can be exported.
     """
     place = f"{target.uri}/{record.prefix}"
     if target.list(record.prefix + MANIFEST):
@@ -156,11 +161,12 @@ def copy_checkpoint(source: Store, record: Record, target: Store, progress: Prog
             f"{source.uri}/{record.prefix} was to be copied to {place}, where a checkpoint is already; "
             "nothing is written over: give another run, or remove that one first"
         )
+    theirs = read_run_config(target)
     check_exclusive(target)
     claim = claim_run(
         target,
         job=None,
-        expiry_s=CheckpointConfig().claim_expiry_s,
+        expiry_s=(theirs.checkpoint if theirs else CheckpointConfig()).claim_expiry_s,
         find_committed=lambda: [*(save.prefix for save in find_saves(target)[0]), record.prefix],
     )
     try:
@@ -171,6 +177,18 @@ def copy_checkpoint(source: Store, record: Record, target: Store, progress: Prog
     finally:
         claim.release()
     return place
+
+
+def read_run_config(store: Store) -> RunConfig | None:
+    """The config of the last start of the run in `store`; none where there is none, ConfigError where it cannot be read."""
+    if not store.list(CONFIG):
+        return None
+    origin = f"{store.uri}/{CONFIG}"
+    try:
+        content = yaml.safe_load(store.get(CONFIG))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} was to be read and is not YAML: {error}; put the one of its run there") from error
+    return parse_run_config(content, origin=origin)
 
 
 def totals_by_kind(record: Record) -> dict[str, Total]:

@@ -36,7 +36,10 @@ def parse_run_config(content: Any, *, origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        problems = "\n".join(f"  {_sentence(detail)}" for detail in error.errors())
+        details = error.errors()
+        # A list with a wrong entry counts as empty too: the entry is what is wrong.
+        causes = [d for d in details if not any(d["loc"] == other["loc"][: len(d["loc"])] for other in details if other is not d)]
+        problems = "\n".join(f"  {_sentence(detail)}" for detail in causes)
         raise ConfigError(f"{origin} is not a run that can start:\n{problems}") from error
 
 

@@ -53,7 +53,7 @@ class CheckpointConfig(Section):
     """When the state is saved and how much of it is kept."""
 
     every_steps: int = Field(1000, ge=1)
-    """Steps between two checkpoints: what a kill can cost."""
+    """Steps between two checkpoints: what a kill can cost, with the steps taken while the newest one was on its way."""
     keep_last: int = Field(3, ge=1)
     """Newest checkpoints to keep."""
     keep_every_steps: int | None = Field(None, ge=1)

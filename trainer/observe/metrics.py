@@ -29,8 +29,8 @@ class Metrics(SilentObserver):
     def checkpoint(self, saved: SavedCheckpoint) -> None:
         """See Observer."""
         self.exporter.increase("odonata_checkpoint_stall_seconds_total", saved.stall_seconds)
+        self.exporter.increase("odonata_checkpoint_failures_total", int(saved.error is not None))
         if saved.error:
-            self.exporter.increase("odonata_checkpoint_failures_total", 1)
             return
         self.exporter.set("odonata_checkpoint_seconds", saved.seconds)
         self.exporter.set("odonata_checkpoint_bytes", saved.bytes)

@@ -9,8 +9,7 @@ Left to whom: `build` decides which observers a rank has.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from trainer.observe.record import RunRecord
-from trainer.observe.report import Observer, SavedCheckpoint, Sheets, StepReport
+from trainer.observe.report import Keeper, Observer, SavedCheckpoint, Sheets, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +17,7 @@ log = logging.getLogger(__name__)
 class Observers:
     """Passes every event to `record`, if this rank keeps one, and then to `monitors`."""
 
-    def __init__(self, record: RunRecord | None, monitors: Sequence[Observer] = ()) -> None:
+    def __init__(self, record: Keeper | None, monitors: Sequence[Observer] = ()) -> None:
         self._record = record
         self._monitors = list(monitors)
 

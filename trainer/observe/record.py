@@ -1,6 +1,6 @@
 """The record of a run: what is left to read when the run is over, and what a resume goes on from.
 
-    config.yaml          the resolved config of the last start
+    config.yaml          the resolved config of the last start; config-until-step-N.yaml is one that was changed then
     environment.json     versions, revision, hardware and launch of the last start
     steps.jsonl          one object a step, StepReport's fields and `time_s`, seconds since 1970
     evaluations.jsonl    one object an evaluation: step, time_s and the figures by name
@@ -19,7 +19,7 @@ from typing import Any
 
 from trainer.observe.journal import Journal
 from trainer.observe.report import SavedCheckpoint, SilentObserver, StepReport
-from trainer.store.base import Store
+from trainer.store.base import ObjectMissingError, Store
 
 
 class RunRecord(SilentObserver):
@@ -35,6 +35,7 @@ class RunRecord(SilentObserver):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
+        _keep_last_config(store, config_yaml, resumed_at)
         store.put("config.yaml", config_yaml.encode())
         store.put("environment.json", json.dumps(environment, indent=2).encode() + b"\n")
         self._steps = Journal(store, "steps.jsonl", last_step=resumed_at)
@@ -71,3 +72,13 @@ class RunRecord(SilentObserver):
 
     def _append(self, journal: Journal, entry: Mapping[str, Any]) -> None:
         journal.append({**entry, "time_s": self._clock()})
+
+
+def _keep_last_config(store: Store, config_yaml: str, resumed_at: int) -> None:
+    """Steps up to `resumed_at` were taken with the config that is there: keep it where it is another one."""
+    try:
+        before = store.get("config.yaml")
+    except ObjectMissingError:
+        return
+    if resumed_at and before != config_yaml.encode():
+        store.put(f"config-until-step-{resumed_at:08d}.yaml", before)

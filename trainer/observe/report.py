@@ -92,6 +92,15 @@ class Observer(Protocol):
         ...
 
 
+@runtime_checkable
+class Keeper(Observer, Protocol):
+    """The observer that keeps the run's record."""
+
+    def sync(self) -> None:
+        """Bring the record to where it outlives this process."""
+        ...
+
+
 class SilentObserver:
     """Shows nothing: observers that care for some of the events inherit the rest."""
 

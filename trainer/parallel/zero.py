@@ -15,6 +15,7 @@ import datetime
 import itertools
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ class Fragment:
         )
 
 
-class Zero:
+class Zero(ABC):
     """A module under DeepSpeed with the memory of its weights; the stages differ in where that is."""
 
     def __init__(self, engine: Any, optimizer: torch.optim.AdamW) -> None:
@@ -100,13 +101,13 @@ class Zero:
         trained = [self.fragments[name] for name in self.steps]
         return [fragment.of(fragment.flat.grad) for fragment in trained if fragment.flat.grad is not None]
 
+    @abstractmethod
     def drop_gradients(self) -> None:
         """Forget the gradients of a step that is not taken, as DeepSpeed does after an overflow."""
-        raise NotImplementedError
 
+    @abstractmethod
     def refresh_weights(self) -> None:
         """Bring what the module computes with up to date with the fragments, after they were written; collective."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Boxes]:
         """Weights, persistent buffers and moments by logical name, as much as this rank holds of each."""
@@ -138,17 +139,17 @@ class Zero:
         kept = module.state_dict().keys()
         return ((logical_name(module, name), buffer) for name, buffer in module.named_buffers() if name in kept)
 
+    @abstractmethod
     def _find_fragments(self) -> Iterator[tuple[nn.Parameter, Fragment]]:
         """Every weight of the module with what this rank holds of it, in the order of the module."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _weights(self) -> list[list[nn.Parameter]]:
         """The trained weights of each flat memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _flat_weights(self) -> list[Tensor]:
         """The flat float32 memories that the optimiser of this rank steps."""
-        raise NotImplementedError
 
 
 class _ZeroOneTwo(Zero):

@@ -103,6 +103,8 @@ class LocalStore:
         try:
             yield
         except FileNotFoundError as error:
+            if verb == "write":  # the folder cannot be made: /proc/x, say
+                raise ConfigError(f"{self.uri} was asked to write {key} and no folder can be made there; give another") from error
             raise ObjectMissingError(f"{self.uri} was asked to {verb} {key or 'everything'}, which is not there") from error
         except OSError as error:
             sentence = f"{self.uri} was asked to {verb} {key or 'everything'} and the system says: {error.strerror}"

@@ -141,8 +141,8 @@ def test_pictures_show_the_truth_where_it_was_visible_and_grey_where_it_was_not(
     values = 2 * PATCH_PX**2 * 3
     is_shown = unpatchify(shown[..., None].expand(-1, -1, values).float(), model.encoder, VIDEO_GRID)[:, :, 0].bool()
     torch.testing.assert_close(drawn["masked input"], torch.where(is_shown, truth, 0.5), atol=1e-6, rtol=0)
-    torch.testing.assert_close(drawn["reconstruction"][is_shown], truth[is_shown], atol=1e-6, rtol=0)
-    assert not torch.allclose(drawn["reconstruction"][~is_shown], truth[~is_shown], atol=1e-2)
+    torch.testing.assert_close(drawn["reconstruction, patch means given"][is_shown], truth[is_shown], atol=1e-6, rtol=0)
+    assert not torch.allclose(drawn["reconstruction, patch means given"][~is_shown], truth[~is_shown], atol=1e-2)
 
 
 def test_a_perfect_prediction_draws_the_target(model: PretrainingModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_a_perfect_prediction_draws_the_target(model: PretrainingModel, monkeypa
     perfect = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, keepdim=True) + 1e-6).sqrt()
     monkeypatch.setattr(objective.decoder, "forward", lambda *views: perfect)
     drawn = model(batch, "draw")["croco"]
-    torch.testing.assert_close(drawn["reconstruction"], drawn["target"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(drawn["reconstruction, patch means given"], drawn["target"], atol=1e-5, rtol=0)
     assert model(batch, "train").total < 1e-9
 
 

@@ -4,11 +4,14 @@ import logging
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.runs import SMALL_RUN
 from tests.trainer.checkpoint.toy import FailingStore, Trainer, save_now, unequal, whole
 from trainer.checkpoint import tools
 from trainer.checkpoint.catalog import MARKER, find_saves
@@ -187,7 +190,7 @@ def test_a_checkpoint_that_goes_away_while_it_is_read_is_told_as_what_is_left(st
 def test_a_copy_is_the_same_bytes_and_resumes_and_comes_back(store: Store, other: Store) -> None:
     save(store, 10)
     record = save(store, 20)
-    store.put("config.yaml", b"seed: 0\n")
+    store.put("config.yaml", SMALL_RUN.encode())
     copied: list[int] = []
     assert copy_checkpoint(store, record, other, copied.append) == f"{other.uri}/{record.prefix}"
     assert sum(copied) == record.bytes
@@ -208,11 +211,12 @@ def test_a_copy_counts_in_a_run_that_has_had_writers(store: Store, other: Store)
     theirs, ours = save(other, 5), save(store, 10)
     for _ in range(3):
         claim_run(other, job=None, expiry_s=9.0, find_committed=lambda: [theirs.prefix]).release()
-    other.put("config.yaml", b"theirs")
-    store.put("config.yaml", b"ours")
+    theirs_config = SMALL_RUN.encode() + b"seed: 2\n"
+    other.put("config.yaml", theirs_config)
+    store.put("config.yaml", SMALL_RUN.encode())
     copy_checkpoint(store, ours, other, ignore)
     assert [found.prefix for found in find_saves(other)[0]] == [ours.prefix, theirs.prefix]
-    assert other.get("config.yaml") == b"theirs"
+    assert other.get("config.yaml") == theirs_config
 
 
 def test_nothing_is_copied_into_a_run_that_is_being_written_to(store: Store, other: Store) -> None:
@@ -223,6 +227,23 @@ def test_nothing_is_copied_into_a_run_that_is_being_written_to(store: Store, oth
         copy_checkpoint(store, record, other, ignore)
     assert contents(other) == before
     writer.release()
+
+
+def test_a_writer_holds_its_run_against_a_copy_as_long_as_its_own_config_says(store: Store, other: Store) -> None:
+    record, silent_s = save(store, 10), 200.0
+    content = yaml.safe_load(SMALL_RUN)
+    assert silent_s > CheckpointConfig().claim_expiry_s
+    writer = claim_run(other, job=None, expiry_s=600.0, find_committed=list, clock=lambda: time.time() - silent_s)
+    for expiry_s in (600, 100):
+        content["checkpoint"]["claim_expiry_s"] = expiry_s
+        other.put("config.yaml", yaml.safe_dump(content).encode())
+        if expiry_s > silent_s:
+            with pytest.raises(RefusedError, match="holds it"):
+                copy_checkpoint(store, record, other, ignore)
+        else:
+            copy_checkpoint(store, record, other, ignore)
+    with pytest.raises(RefusedError, match="has taken over"):
+        writer.check()
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -97,7 +97,7 @@ def test_every_field_says_what_turning_it_does() -> None:
     import json
 
     schema = json.loads(run_config_schema())
-    described = {"run", "data", "clip", "augment", "pairs", "encoder", "optim", "parallel", "checkpoint", "observe"}
+    described = {"run", "data", "clip", "augment", "pairs", "encoder", "optim", "parallel", "checkpoint", "store", "observe"}
     described |= {"kind", "mask", "warm_start"}
     sections = {"RunConfig": schema, **schema["$defs"]}
     silent = [
@@ -118,3 +118,10 @@ def test_odonata_config_needs_no_torch_and_prints_the_resolved_run() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(TINY)], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "lr: 0.0003" in done.stdout
+
+
+def test_a_wrong_entry_of_a_list_is_told_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(TINY, ["objectives[0].mask.ratio=2"])
+    (problem,) = str(caught.value).splitlines()[1:]
+    assert "mask.ratio" in problem
