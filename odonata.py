@@ -6,15 +6,17 @@ without torch. An OdonataError is a sentence on stderr and an exit code that Kub
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from trainer.errors import EXIT_RETRY, ConfigError, OdonataError
+from trainer.errors import EXIT_RETRY, ConfigError, OdonataError, PreemptedError
 
 if TYPE_CHECKING:
     from trainer.checkpoint.tools import Checkpoint
@@ -219,6 +221,8 @@ def export_encoder(
 
 def main() -> None:
     """Run the command line; the only place where an exception becomes an exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end_at_once)  # until a training run has begun, which ends with its step
     try:
         check_imports_are_ours()
         app()
@@ -230,6 +234,12 @@ def main() -> None:
             print(f"odonata: another rank is gone; start the same job again and it resumes ({error})", file=sys.stderr)
             sys.exit(EXIT_RETRY)
         raise
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    del frame
+    name = signal.Signals(number).name
+    raise PreemptedError(f"stopped by {name}; start the same command again: what was finished is kept")
 
 
 def check_imports_are_ours() -> None:

@@ -38,7 +38,7 @@ from trainer.checkpoint.record import Record
 from trainer.store.base import Store
 from trainer.store.open import open_store
 
-EVERY_STEPS = 3
+EVERY_STEPS = 2
 GLOBAL_BATCH = 32
 """Large enough for a step to take longer than a save, so that what a kill costs is the interval and not the upload."""
 _STEP_LINE = re.compile(r"step (\d+)/")

@@ -1,9 +1,12 @@
 """The command line: what it refuses, with which code, and how fast it answers."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -53,3 +56,29 @@ def test_another_projects_package_of_our_name_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert str(tmp_path / "models") in done.stderr
+
+
+@pytest.mark.parametrize("out", ["a file", "/proc/nothing"])
+def test_a_place_that_cannot_hold_a_data_set_is_a_sentence(tmp_path: Path, out: str) -> None:
+    (tmp_path / "a file").touch()
+    ended = odonata("synthesize", "--out", str(tmp_path / out), "--scenes", "1")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("odonata: ")
+    assert "give another --out" in ended.stderr
+
+
+def test_a_signal_before_training_asks_for_a_retry_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "odonata", "synthesize", "--out", str(tmp_path / "city"), "--scenes", "2", "--workers", "2"]
+    started = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = psutil.Process(started.pid)
+    deadline = time.monotonic() + 60
+    while len(process.children()) < 3:  # two workers and what counts their resources
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = process.children()
+    started.send_signal(signal.SIGTERM)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 75, said
+    assert "stopped by SIGTERM" in said
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive

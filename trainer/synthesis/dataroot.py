@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from PIL import Image
@@ -54,19 +54,36 @@ class SynthesisReport:
 
 def synthesize(out: Path, config: SynthesisConfig, *, workers: int | None = None, progress: bool = True) -> SynthesisReport:
     """Write the data set of `config` into `out`, keeping scenes that are finished; DataError if `out` holds something else."""
-    _claim(out, config)
+    try:
+        _claim(out, config)
+    except OSError as error:
+        raise DataError(
+            f"{out} was asked to hold a synthetic data set and the system says: {error.strerror}; give another --out"
+        ) from error
     missing = [scene for scene in range(config.scenes) if not _state_path(out, scene).exists()]
     with _bar(config.scenes, shown=progress) as bar:
         bar.update(bar.task_ids[0], completed=config.scenes - len(missing))
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             jobs = {pool.submit(_finish_scene, config, scene, out): scene for scene in missing}
-            for job in as_completed(jobs):
-                job.result()
-                bar.advance(bar.task_ids[0])
-                log.info("rendered scene %d of %d", jobs[job] + 1, config.scenes)
+            with _no_orphans():
+                for job in as_completed(jobs):
+                    job.result()
+                    bar.advance(bar.task_ids[0])
+                    log.info("rendered scene %d of %d", jobs[job] + 1, config.scenes)
     tables = _write_tables(out, config)
     images = sum(row["fileformat"] == "jpg" for row in tables["sample_data"])
     return SynthesisReport(out, config.scenes, len(missing), images, len(tables["sample_annotation"]))
+
+
+@contextmanager
+def _no_orphans() -> Iterator[None]:
+    """End the processes of the pool with this one: it would wait for their scenes, or leave them behind."""
+    try:
+        yield
+    except BaseException:
+        for process in active_children():
+            process.terminate()
+        raise
 
 
 def _claim(out: Path, config: SynthesisConfig) -> None:

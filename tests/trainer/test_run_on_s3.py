@@ -1,0 +1,69 @@
+"""Whole runs on a real S3 server: killed and resumed, refused while another holds the run, and told what is wrong."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.runs import Runner, kill_tree
+from tests.s3_server import S3Server
+from trainer.checkpoint.catalog import find_saves
+from trainer.checkpoint.manager import find_one, read_tensors
+from trainer.store.base import Store
+from trainer.store.open import open_store
+
+SHORT = ("steps=12", "optim.cosine_steps=20", "checkpoint.every_steps=4")
+
+
+@pytest.fixture
+def reach(s3_server: S3Server, s3_owner: None) -> tuple[str, ...]:
+    return (f"store.endpoint_url={s3_server.endpoint_url}", "store.region=us-east-1")
+
+
+def wait_until(holds: Callable[[], bool], *, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def read_lines(store: Store, key: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in store.get(key).splitlines()]
+
+
+def test_a_run_on_s3_has_one_writer_survives_its_kill_and_equals_an_unbroken_one(
+    runner: Runner, s3_server: S3Server, reach: tuple[str, ...]
+) -> None:
+    unbroken = runner.run("s3-unbroken", *SHORT)
+    uri = f"s3://{s3_server.bucket}/killed"
+    store = open_store(uri, s3_server.config())
+    run = (*SHORT, *reach, f"run.uri={uri}")
+
+    first = runner.start("s3-first", *run, "checkpoint.every_steps=2")
+    wait_until(lambda: bool(find_saves(store)[0]))
+    first.send_signal(signal.SIGSTOP)  # it holds the run and does not end
+    second = runner.finish("s3-second", runner.start("s3-second", *run))
+    assert second.returncode == 3, second.output
+    assert f"process {first.pid}" in second.output
+    kill_tree(first.pid)
+    first.communicate()
+
+    resumed = runner.run("s3-resumed", *run)
+    assert "resuming" in resumed.output
+    steps = read_lines(store, "steps.jsonl")
+    assert [(step["step"], step["loss"]) for step in steps] == [(step["step"], step["loss"]) for step in unbroken.steps]
+    local = open_store(unbroken.folder)
+    expected = read_tensors(local, find_one(local))
+    found = read_tensors(store, find_one(store))
+    assert all(found[name].equal(expected[name]) for name in expected)
+    assert {info.key for info in store.list("pictures")} == {"pictures/step-000012-croco.png"}
+
+
+def test_a_bucket_that_is_not_there_ends_the_run_before_it_trains(runner: Runner, reach: tuple[str, ...]) -> None:
+    finished = runner.finish("s3-nowhere", runner.start("s3-nowhere", *SHORT, *reach, "run.uri=s3://no-such-bucket/run"))
+    assert finished.returncode == 2, finished.output
+    assert "no-such-bucket" in finished.output
+    assert "step 1/" not in finished.output
