@@ -1,5 +1,6 @@
 """What a store on S3 does on bad days: a real server that is killed, and a proxy that spoils what passes it."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -343,3 +345,58 @@ def test_a_config_is_read_and_a_store_opened_without_boto3() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     program = "import sys, trainer.config.store; sys.exit(bool({'boto3', 'torch', 'tenacity'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# What a cluster brings along
+
+
+def test_credentials_that_expire_are_fetched_again_in_mid_run(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As web identities and instance roles do: the chain asks its source again before what it has runs out."""
+    calls = tmp_path / "calls"
+    source = tmp_path / "credentials.py"
+    source.write_text(
+        "import datetime, json\n"
+        f"open({str(calls)!r}, 'a').write('x')\n"
+        "soon = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(minutes=1)\n"
+        f"print(json.dumps(dict(Version=1, AccessKeyId={OWNER.access!r}, SecretAccessKey={OWNER.secret!r}, Expiration=soon.isoformat())))\n"
+    )
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = {sys.executable} {source}\n")
+    for name in OWNER.environment:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    s3._client.cache_clear()
+    store.put("a", b"1")
+    fetched = len(calls.read_text())
+    store.put("b", b"2")
+    assert [info.key for info in store.list("")] == ["a", "b"]
+    assert len(calls.read_text()) > fetched > 0
+
+
+def test_encryption_is_asked_for_with_every_object(s3_server: S3Server, uri: str) -> None:
+    store = open_store(uri, s3_server.config(part_mb=5, sse="aws:kms", kms_key_id="key-7", max_attempts=1))
+    asked: list[tuple[str, str | None, str | None]] = []
+
+    def note(model: Any, params: Any, **_: Any) -> None:
+        headers = params["headers"]
+        name = "x-amz-server-side-encryption"
+        asked.append((model.name, headers.get(name), headers.get(f"{name}-aws-kms-key-id")))
+
+    s3._client(store._config, os.getpid()).meta.events.register("before-call.s3", note)  # type: ignore[attr-defined]
+    for payload in (b"small", bytes(PART + 1)):
+        with contextlib.suppress(ConfigError, StoreError):  # this server has no such key
+            store.put("a", payload)
+    begun = {call for call in asked if call[0] in ("PutObject", "CreateMultipartUpload")}
+    assert begun == {("PutObject", "aws:kms", "key-7"), ("CreateMultipartUpload", "aws:kms", "key-7")}
+
+
+def test_certificates_and_proxy_of_the_config_reach_the_connections(s3_server: S3Server, tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.touch()
+    config = s3_server.config(ca_bundle=str(authority), proxy_url="http://127.0.0.1:9", max_attempts=1, timeout_s=2)
+    client = s3._client(config, os.getpid())
+    assert client._endpoint.http_session._verify == str(authority)
+    with pytest.raises(StoreError, match="proxy"):
+        open_store(f"s3://{s3_server.bucket}/a", config).put("a", b"1")
