@@ -39,7 +39,7 @@ from trainer.store.open import open_store
 
 log = logging.getLogger(__name__)
 
-_DECIDES_WHAT_IS_LEARNT = ("seed ", "global_batch ", "data.", "encoder.", "objectives ")
+_DECIDES_WHAT_IS_LEARNT = ("seed ", "global_batch ", "data.", "encoder.", "objectives")
 _FREE = ("data.root ", "data.workers ", "data.prefetch_batches ", "encoder.attention ", "data.max_replaced_share ")
 
 
@@ -182,6 +182,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = 
             continue
         if isinstance(value, Mapping) and isinstance(before[key], Mapping):
             yield from differences(before[key], value, f"{place}{key}.")
+        elif key == "objectives" and len(value) == len(before[key]):
+            for number, (earlier, later) in enumerate(zip(before[key], value, strict=True)):
+                yield from differences(earlier, later, f"{key}[{number}].")
         else:
             yield f"{place}{key} {before[key]} -> {value}"
 

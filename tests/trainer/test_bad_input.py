@@ -68,7 +68,7 @@ def test_a_run_that_diverges_skips_on_all_ranks_together_names_the_clips_and_sto
     assert [step["skipped"] for step in sharded.steps] == [step["skipped"] for step in alone.steps]
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_names_the_difference(runner: Runner) -> None:
+def test_a_run_of_another_model_is_refused_and_names_the_difference(runner: Runner) -> None:
     runner.run("wide", "steps=10")
     refused = refuse(runner, "wide", "objectives[0].decoder=small", "steps=20")
-    assert_sentence(refused, "shape")
+    assert_sentence(refused, "another experiment: objectives[0].decoder tiny -> small")

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +27,22 @@ EXPIRY_S = 60.0
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return open_store(tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def released(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A writer renews its claim in a thread until it lets go: none outlives its test."""
+    writers: list[Writer] = []
+    begin = Writer.__init__
+
+    def note(writer: Writer, *args: Any, **options: Any) -> None:
+        writers.append(writer)
+        begin(writer, *args, **options)
+
+    monkeypatch.setattr(Writer, "__init__", note)
+    yield
+    for writer in writers:
+        writer.release()
 
 
 @pytest.fixture
