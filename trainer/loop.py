@@ -19,7 +19,7 @@ from typing import NoReturn
 import torch
 
 from models.batch import Batch, Losses
-from trainer.checkpoint.manager import CheckpointManager, SaveReport
+from trainer.checkpoint.manager import CheckpointManager
 from trainer.config.run import RunConfig
 from trainer.errors import DataError, DivergedError, PreemptedError
 from trainer.held_out import HeldOut
@@ -29,7 +29,7 @@ from trainer.observe.report import StepReport
 from trainer.optim import learning_rate
 from trainer.parallel.engine import Engine
 from trainer.stop import StopWish
-from trainer.store.base import Store
+from trainer.store.base import Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -198,20 +198,18 @@ def save(run: Run) -> None:
     )
 
 
-def report_saves(run: Run) -> SaveReport | None:
-    """Tell of the saves that have ended since; the last of them."""
-    reports = run.checkpoints.poll()
-    for report in reports:
+def report_saves(run: Run) -> None:
+    """Tell of the saves that have ended since."""
+    for report in run.checkpoints.poll():
         run.observer.checkpoint(report)
-    return reports[-1] if reports else None
 
 
 def finish_saves(run: Run) -> None:
     """Wait for the save in flight, whose failure is now an error: no later one will make up for it."""
     run.checkpoints.finish()
-    last = report_saves(run)
-    if last and last.error:
-        raise last.error
+    report_saves(run)
+    if run.checkpoints.last_error:
+        raise run.checkpoints.last_error
 
 
 def stop_saved(run: Run) -> NoReturn:
@@ -244,5 +242,8 @@ def write_incident(run: Run, tally: Tally) -> None:
     """Keep which clips this rank saw in a step whose loss or gradient was not finite."""
     rank = run.engine.launch.rank
     incident = {"step": run.progress.step, "rank": rank, "loss": repr(tally.loss), "clips": tally.clips}
-    run.store.put(f"incidents/step-{run.progress.step:08d}-rank-{rank}.json", json.dumps(incident, indent=2).encode())
+    try:
+        run.store.put(f"incidents/step-{run.progress.step:08d}-rank-{rank}.json", json.dumps(incident, indent=2).encode())
+    except StoreError as error:  # one rank that ends here would take the others along
+        log.warning("could not keep the incident %s: %s", incident, error)
     log.warning("step %d skipped: loss %s is not finite, or its gradient; clips in incidents/", run.progress.step, tally.loss)

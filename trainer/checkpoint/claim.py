@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.errors import OdonataError, RefusedError
+from trainer.errors import RefusedError
 from trainer.store.base import ObjectExistsError, ObjectMissingError, Store
 
 log = logging.getLogger(__name__)
@@ -40,13 +40,15 @@ class Holder:
 
     host: str
     boot: str
+    pids: str
+    """Namespace of process numbers: pods of one node may share the rest."""
     pid: int
     started: str
 
     def is_known_dead(self) -> bool:
         """Whether it ran where we run and does no more; what runs elsewhere cannot be seen."""
         here = describe_process(os.getpid())
-        return (self.host, self.boot) == (here.host, here.boot) and describe_process(self.pid) != self
+        return (self.host, self.boot, self.pids) == (here.host, here.boot, here.pids) and describe_process(self.pid) != self
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Writer:
         while not self._closed.wait(every_s):
             try:
                 self._write(renewed_s=time.time())
-            except OdonataError as error:  # the next commit will say more of it
+            except Exception as error:  # the next commit will say more of it
                 log.warning("could not renew the claim on %s: %s", self._store.uri, error)
 
     def _write(self, **changes: object) -> None:
@@ -162,7 +164,14 @@ def describe_process(pid: int) -> Holder:
     except OSError:
         started = "gone"
     boot = Path("/proc/sys/kernel/random/boot_id")
-    return Holder(socket.gethostname(), boot.read_text().strip() if boot.exists() else "", pid, started)
+    namespace = Path("/proc/self/ns/pid")
+    return Holder(
+        socket.gethostname(),
+        boot.read_text().strip() if boot.exists() else "",
+        str(namespace.readlink()) if namespace.is_symlink() else "",
+        pid,
+        started,
+    )
 
 
 def _refuse_if_alive(held: Claim, *, job: str | None, age_s: float, expiry_s: float, uri: str) -> None:

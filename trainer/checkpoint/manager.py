@@ -85,6 +85,7 @@ class CheckpointManager:
         self._in_flight: _Background | None = None
         self._reports: list[SaveReport] = []
         self._failed_in_a_row = 0
+        self._last_error: OdonataError | None = None
         self._last_seconds = 0.0
         self.last_committed_step = 0
         self._broken: set[str] = set()
@@ -143,14 +144,19 @@ class CheckpointManager:
         return reports
 
     def fits_into(self, seconds: float) -> bool:
-        """Whether a save would end in `seconds` of the first rank if it took as long as the last one. Collective."""
-        return self._ranks.on_main(lambda: self._last_seconds <= seconds)
+        """Whether a save would end in `seconds`, the least of all ranks, if it took as long as the last one. Collective."""
+        return max(self._ranks.on_all(lambda: self._last_seconds - seconds)) <= 0
+
+    @property
+    def last_error(self) -> OdonataError | None:
+        """Why the save that ended last has failed, if it has."""
+        return self._last_error
 
     def finish(self) -> None:
         """Wait for the save in flight. Collective; StoreError when too many in a row have failed, and any other error at once."""
         if self._in_flight:
             self._take(self._in_flight.result())
-        last = self._reports[-1].error if self._reports else None
+        last = self._last_error
         if last and not isinstance(last, StoreError):
             raise last
         if last and self._failed_in_a_row >= self._config.max_failed_saves:
@@ -161,10 +167,13 @@ class CheckpointManager:
         try:
             if self._in_flight:
                 self._in_flight.result()
+        except Exception as error:
+            log.warning("the run ended before its last save did: %s", error)
+        try:
             if self._writer:
                 self._writer.release()
         except Exception as error:
-            log.warning("the run ended before its last save did, or could not be released: %s", error)
+            log.warning("the claim on %s could not be released and will expire: %s", self._store.uri, error)
 
     def newest(self) -> Record | None:
         """The newest whole checkpoint; none where nothing was ever committed. Collective.
@@ -195,6 +204,7 @@ class CheckpointManager:
     def _take(self, report: SaveReport) -> None:
         self._in_flight = None
         self._failed_in_a_row = self._failed_in_a_row + 1 if report.error else 0
+        self._last_error = report.error
         self._last_seconds = report.seconds
         if report.record:
             self.last_committed_step = report.step
@@ -207,6 +217,7 @@ class CheckpointManager:
         save = self._background.on_main(lambda: self._begin(step))
         try:
             written = self._write(save.prefix, staged)
+            self._background.on_main(self._check_writer)  # a writer that was taken over leaves the record of its successor alone
             self._background.on_main(before_commit)
             record = self._commit(save, written, engine=engine, progress=progress)
         except OdonataError:
@@ -251,12 +262,15 @@ class CheckpointManager:
                 prefix=save.prefix,
             )
             _check_all_in(self._store, record)
-            if self._writer:
-                self._writer.check()
+            self._check_writer()
             self._store.put(save.prefix + MANIFEST, dump_record(record), exclusive=True)
             return record
 
         return self._background.on_main(put_manifest)
+
+    def _check_writer(self) -> None:
+        if self._writer:
+            self._writer.check()
 
     def _discard(self, prefix: str) -> None:
         """Make room again after a save that failed; a later sweep gets what cannot be removed now."""

@@ -48,7 +48,9 @@ def released(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Claims of this test come from another machine, whose processes cannot be seen."""
-    monkeypatch.setattr("trainer.checkpoint.claim.describe_process", lambda pid: Holder("another-node", "another-boot", pid, "1"))
+    monkeypatch.setattr(
+        "trainer.checkpoint.claim.describe_process", lambda pid: Holder("another-node", "another-boot", "pid:[1]", pid, "1")
+    )
 
 
 def claim(store: Store, job: str | None = None, *, expiry_s: float = EXPIRY_S, later_s: float = 0.0) -> Writer:
@@ -194,3 +196,4 @@ def test_a_process_is_told_apart_from_a_later_one_of_the_same_number() -> None:
     assert not here.is_known_dead()
     assert replace(here, started="1").is_known_dead()
     assert not replace(here, started="1", host="another").is_known_dead()
+    assert not replace(here, started="1", pids="pid:[1]").is_known_dead(), "another pod of this node"

@@ -356,8 +356,17 @@ def test_a_store_that_fails_for_a_while_is_borne_and_then_told(store: Store) -> 
     with pytest.raises(StoreError, match=r"2 saves in a row have failed, the last one so: .*No space left"):
         manager.finish()
     assert [report.step for report in manager.poll() if report.error] == [1, 2]
-    full.full = False
-    assert save_now(manager, 3, trainer.state()).step == 3
+
+
+def test_a_failure_that_was_told_is_not_forgotten(store: Store) -> None:
+    full = FailingStore(store, ".bin")
+    manager = CheckpointManager(full, CheckpointConfig(max_failed_saves=1))
+    manager.save(1, Trainer(0).state(), engine="single", progress={})
+    while not manager.poll():
+        pass
+    assert isinstance(manager.last_error, StoreError)
+    with pytest.raises(StoreError, match="1 saves in a row"):
+        manager.save(2, Trainer(0).state(), engine="single", progress={})
 
 
 def test_one_good_save_makes_up_for_failed_ones(store: Store) -> None:
