@@ -17,13 +17,17 @@ from torch import Tensor
 class Batch:
     """B samples of one micro-batch.
 
-    `shared` is what the source offers, for pairs:
-        target_images, reference_images             uint8    B T V 3 H W
-        target_pix_from_cam, reference_pix_from_cam  float32  B T V 3 3
-        reference_from_target                        float32  B 4 4, of the first frames
-        scene                                        int64    B, equal numbers are the same scene
-    `prepared[name]` is what objective `name` asked for, for CroCo:
-        visible                                      int64    B N, ascending token indices of the target that the encoder sees
+    `shared` is what objectives keep of what the source offers. A sample has, of pairs:
+        target_images, reference_images             uint8    T 1 3 H W
+        target_pix_from_cam, reference_pix_from_cam  float32  T 1 3 3
+        reference_from_target                        float32  4 4, of the first frames
+        scene                                        int64    equal numbers are the same scene
+    and of surround clips:
+        images                                       uint8    T V 3 H W
+        points_lidar                                 float32  P 4, the sweeps of all frames: x, y, z in metres and intensity to 1
+        first_point                                  int64    T + 1, where each frame's points begin; a frame may have none
+        pix_from_lidar                               float32  T V 3 4, through ego motion, intrinsics and window
+    `prepared[name]` is what objective `name` made of it, as its Preparation says.
     `clips` names each sample for logs and pictures, `replaced` says which clips could not be read, and why.
     """
 

@@ -1,12 +1,12 @@
 """The sections of a run config that describe the encoder and the objectives. Imports no torch.
 
 Sizes follow the ViT literature: tiny and small from DeiT (Touvron et al. 2021), base to huge from Dosovitskiy et al.
-2021, giant and gigantic from Zhai et al. 2022.
+2021, giant and gigantic from Zhai et al. 2022. Point encoders: `reference` is that of SimIPU (Li et al. 2022).
 """
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -51,6 +51,65 @@ DECODER_SHAPES = {
     "tiny": TransformerShape(128, 4, 4, 512),
     "small": TransformerShape(512, 8, 16, 2048),
     "base": TransformerShape(768, 12, 12, 3072),
+}
+
+
+class SetAbstractionShape(NamedTuple):
+    """One level of a PointNet++: how many points go on, what each gathers around it, and through which layers."""
+
+    centres: int
+    radii_m: tuple[float, ...]
+    """Outer radii of rings around a centre: [0, r0), [r0, r1), ..."""
+    neighbours: tuple[int, ...]
+    """Points gathered in each ring."""
+    widths: tuple[tuple[int, ...], ...]
+    """Layers of the MLP of each ring."""
+    out: int
+    """Width after the rings are joined."""
+
+
+class PointShape(NamedTuple):
+    """A point encoder: the points of a cloud that it takes, and its levels."""
+
+    points: int
+    levels: tuple[SetAbstractionShape, ...]
+
+    @property
+    def centres(self) -> int:
+        """Points that come out."""
+        return self.levels[-1].centres
+
+    @property
+    def width(self) -> int:
+        """Width of each."""
+        return self.levels[-1].out
+
+
+POINT_SHAPES = {
+    "tiny": PointShape(
+        2048,
+        (
+            SetAbstractionShape(256, (0.8, 1.6), (16, 16), ((16, 16, 32),) * 2, 32),
+            SetAbstractionShape(128, (1.6, 3.2), (16, 16), ((32, 32, 64),) * 2, 64),
+            SetAbstractionShape(64, (3.2, 6.4), (8, 8), ((64, 64, 128),) * 2, 128),
+        ),
+    ),
+    "lean": PointShape(
+        8192,
+        (
+            SetAbstractionShape(2048, (0.2, 0.4, 0.8), (32, 32, 64), ((32, 32, 64), (32, 32, 64), (64, 64, 128)), 128),
+            SetAbstractionShape(1024, (0.4, 0.8, 1.6), (32, 32, 64), ((64, 64, 128), (64, 64, 128), (128, 128, 256)), 256),
+            SetAbstractionShape(512, (1.6, 3.2, 4.8), (16, 16, 16), ((128, 128, 256), (128, 128, 256), (256, 256, 512)), 512),
+        ),
+    ),
+    "reference": PointShape(
+        16384,
+        (
+            SetAbstractionShape(4096, (0.2, 0.4, 0.8), (32, 32, 64), ((32, 32, 64), (32, 32, 64), (64, 64, 128)), 128),
+            SetAbstractionShape(2048, (0.4, 0.8, 1.6), (32, 32, 64), ((64, 64, 128), (64, 64, 128), (128, 128, 256)), 256),
+            SetAbstractionShape(1024, (1.6, 3.2, 4.8), (16, 16, 16), ((128, 128, 256), (128, 128, 256), (256, 256, 512)), 1024),
+        ),
+    ),
 }
 
 EncoderSize = Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"]
@@ -100,4 +159,63 @@ class CrocoConfig(Section):
     """Regress each patch after subtracting its mean and dividing by its deviation."""
 
 
-ObjectiveConfig = Annotated[CrocoConfig, Field(discriminator="kind")]
+SIMIPU_PRESETS: dict[str, dict[str, Any]] = {
+    "modern": {},
+    "reference": {
+        "use_xyz": False,
+        "stop_gradient": "head",
+        "match_gate_m": None,
+        "gather_negatives": False,
+        "norm": "batch",
+        "one_pair_per_patch": False,
+    },
+}
+"""What a preset says instead of the defaults, unless the config says it itself."""
+
+
+class SimipuConfig(Section):
+    """Image-LiDAR contrast (Li et al. 2022, SimIPU)."""
+
+    kind: Literal["simipu"] = "simipu"
+    weight: float = Field(1.0, gt=0)
+    """Factor on this objective's loss in the sum over objectives."""
+    preset: Literal["modern", "reference"] = "modern"
+    """modern is what the keys below have by default; reference sets them as the authors released them, whatever is not given."""
+    points: Literal["tiny", "lean", "reference"] = "lean"
+    """Size of the point encoder: points taken of a sweep, and centres that come out."""
+    use_xyz: bool = True
+    """Let the point encoder see coordinates relative to a centre; without, it sees intensity alone and ignores rotation."""
+    stop_gradient: Literal["feature", "head", "none"] = "feature"
+    """Image to point: stop before the head of the points (it learns), after it (it stays random, as released), or nowhere."""
+    match_gate_m: float | None = Field(1.0, gt=0)
+    """Centres of the two views further apart are no pair; none keeps all."""
+    gather_negatives: bool = True
+    """Contrast with the pairs of all ranks, so that the number of ranks does not change the loss; else with a rank's own."""
+    norm: Literal["layer", "batch"] = "layer"
+    """Norm of point encoder and heads; batch norm sees a rank's samples alone."""
+    one_pair_per_patch: bool = True
+    """Of the centres that fall on one patch of an image keep the nearest to the camera."""
+    embedding: int = Field(128, ge=8)
+    """Width of the space in which images and points are compared."""
+    temperature: float = Field(0.07, gt=0)
+    """Of both contrasts: lower looks at the hardest negatives only."""
+    intra_weight: float = Field(1.0, ge=0)
+    """Factor on the contrast of a sweep with its transformed copy, which is what trains the point encoder."""
+    inter_weight: float = Field(1.0, ge=0)
+    """Factor on the contrast of image and points, which is what trains the video encoder."""
+    max_range_m: float = Field(60.0, gt=1)
+    """Points further from the LiDAR are left out."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def preset_fills_what_is_not_given(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            return SIMIPU_PRESETS.get(given.get("preset", "modern"), {}) | given
+        return given
+
+    @property
+    def shape(self) -> PointShape:
+        return POINT_SHAPES[self.points]
+
+
+ObjectiveConfig = Annotated[CrocoConfig | SimipuConfig, Field(discriminator="kind")]

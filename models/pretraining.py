@@ -5,15 +5,19 @@ gather sharded weights hang on forward alone.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from models.batch import Batch, Losses
-from models.config import CrocoConfig, EncoderConfig, Grid
+from models.config import CrocoConfig, EncoderConfig, Grid, ObjectiveConfig, SimipuConfig
+from models.contrast import ALONE, Peers
 from models.encoder import VideoEncoder, build_encoder
-from models.objectives.base import Objective, Preparation
+from models.objectives.base import Objective, Preparation, encode
 from models.objectives.croco import CrocoPreparation, build_croco
+from models.objectives.simipu import SimipuPreparation, build_simipu
 
 Task = Literal["train", "evaluate", "draw"]
 
@@ -21,11 +25,14 @@ Task = Literal["train", "evaluate", "draw"]
 class PretrainingModel(nn.Module):
     """A shared encoder and the objectives that it learns from, each with its weight in the sum."""
 
-    def __init__(self, encoder: VideoEncoder, objectives: Sequence[Objective], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self, encoder: VideoEncoder, objectives: Sequence[Objective], weights: Mapping[str, float], peers: Peers = ALONE
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.objectives = nn.ModuleDict({objective.name: objective for objective in objectives})
         self.weights = dict(weights)
+        self.peers = peers
         self.tokens_per_sample = sum(objective.tokens_per_sample for objective in objectives)
 
     def forward(self, batch: Batch, task: Task) -> Any:
@@ -35,23 +42,55 @@ class PretrainingModel(nn.Module):
         if task == "evaluate":
             figures = {name: objective.evaluate(self.encoder, batch) for name, objective in self._named()}
             return {f"{name}/{key}": values for name, of_one in figures.items() for key, values in of_one.items()}
-        losses = {name: objective(self.encoder, batch) for name, objective in self._named()}
-        total = sum(self.weights[name] * of_one.total for name, of_one in losses.items())
+        losses = self._losses(batch)
+        total = torch.stack([self.weights[name] * of_one.total for name, of_one in losses.items()]).sum()
         return Losses(total, {f"{name}/{part}": value for name, of_one in losses.items() for part, value in of_one.parts.items()})
+
+    def _losses(self, batch: Batch) -> dict[str, Losses]:
+        """Every objective's loss, after one call of the encoder for the clips of all."""
+        groups = {name: objective.clips(batch) for name, objective in self._named()}
+        encoded = iter(encode(self.encoder, [group for of_one in groups.values() for group in of_one]))
+        return {name: objective(list(islice(encoded, len(groups[name]))), batch, self.peers) for name, objective in self._named()}
 
     def _named(self) -> list[tuple[str, Objective]]:
         return [(name, objective) for name, objective in self.objectives.items()]  # type: ignore[misc]
 
 
-def build_model(encoder_config: EncoderConfig, objectives: Sequence[CrocoConfig], grid: Grid) -> PretrainingModel:
-    """The model of a run whose clips have `grid`, with fresh weights from torch's global generator."""
+def build_model(
+    encoder_config: EncoderConfig, objectives: Sequence[ObjectiveConfig], grid: Grid, *, cameras: int = 1, peers: Peers = ALONE
+) -> PretrainingModel:
+    """The model of a run of `cameras` cameras, a clip of each having `grid`, with fresh weights from torch's global generator."""
     encoder = build_encoder(encoder_config, grid)
-    built: list[Objective] = [build_croco(config, encoder_config, encoder, grid) for config in objectives]
+    built = [_build_objective(config, encoder_config, encoder, grid, cameras) for config in objectives]
     weights: dict[str, float] = {config.kind: config.weight for config in objectives}
-    return PretrainingModel(encoder, built, weights)
+    return PretrainingModel(encoder, built, weights, peers)
 
 
-def build_preparations(objectives: Sequence[CrocoConfig], grid: Grid, encoder_config: EncoderConfig) -> dict[str, Preparation]:
+def _build_objective(
+    config: ObjectiveConfig, encoder_config: EncoderConfig, encoder: VideoEncoder, grid: Grid, cameras: int
+) -> Objective:
+    match config:
+        case CrocoConfig():
+            return build_croco(config, encoder_config, encoder, grid)
+        case SimipuConfig():
+            return build_simipu(config, encoder, grid, cameras=cameras)
+
+
+def build_preparations(
+    objectives: Sequence[ObjectiveConfig], grid: Grid, encoder_config: EncoderConfig, *, cameras: int = 1
+) -> dict[str, Preparation]:
     """What the loader's workers do for each objective, by its name."""
     blocks = encoder_config.shape.depth if encoder_config.drop_path else 0
-    return {config.kind: CrocoPreparation(config, grid, blocks) for config in objectives}
+    return {config.kind: _build_preparation(config, grid, encoder_config, blocks, cameras) for config in objectives}
+
+
+def _build_preparation(
+    config: ObjectiveConfig, grid: Grid, encoder_config: EncoderConfig, drop_path_blocks: int, cameras: int
+) -> Preparation:
+    match config:
+        case CrocoConfig():
+            return CrocoPreparation(config, grid, drop_path_blocks)
+        case SimipuConfig():
+            return SimipuPreparation(
+                config, grid, encoder_config.patch_px, encoder_config.tubelet_frames, cameras, drop_path_blocks
+            )

@@ -31,7 +31,7 @@ from torch import Tensor
 from models.config import EncoderConfig, Grid
 from models.encoder import build_encoder
 from models.layers import NORM_EPS
-from models.objectives.croco import IMAGENET_MEAN, IMAGENET_STD
+from models.images import IMAGENET_MEAN, IMAGENET_STD
 from models.positions import sincos_table
 from trainer.checkpoint.manager import read_tensors
 from trainer.checkpoint.record import Record

@@ -19,12 +19,12 @@ import yaml
 from models.attention import choose_backend
 from models.batch import Batch
 from models.objectives.base import Preparation
-from models.pretraining import PretrainingModel, build_model, build_preparations
+from models.pretraining import build_model, build_preparations
 from trainer.checkpoint.manager import CheckpointManager, load_into_model
 from trainer.checkpoint.record import Record
 from trainer.config.run import RunConfig
 from trainer.data.build import build_source, prepare_index
-from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader, check_needs
+from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader, check_needs, needed_fields
 from trainer.data.order import Order, Share
 from trainer.data.source import Source
 from trainer.errors import CheckpointError, ConfigError
@@ -33,6 +33,7 @@ from trainer.loop import Progress, Run, train
 from trainer.observe.build import build_observer
 from trainer.parallel.engine import Engine, build_engine
 from trainer.parallel.launch import Launch, micro_steps, process_group
+from trainer.parallel.peers import find_peers
 from trainer.stop import listening
 from trainer.store.base import ObjectMissingError, Store
 from trainer.store.open import open_store
@@ -50,7 +51,7 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
     """
     micro_batch, micro = micro_steps(launch, config.parallel, config.global_batch)
     share = Share(launch.rank, launch.world_size, micro_batch, micro)
-    preparations = build_preparations(config.objectives, config.token_grid, config.encoder)
+    preparations = build_preparations(config.objectives, config.token_grid, config.encoder, cameras=config.cameras)
     training, held_out = open_sources(config, preparations)
     with process_group(launch, timeout_s=config.parallel.timeout_s):
         store = open_store(config.run.uri, config.store)
@@ -91,11 +92,12 @@ def claimed_checkpoints(config: RunConfig, store: Store, *, job: str | None) -> 
 
 def open_sources(config: RunConfig, preparations: Mapping[str, Preparation]) -> tuple[Source, Source | None]:
     """The training clips and the held-out ones; DataError where they cannot serve the objectives."""
-    prepare_index(config.data)
-    training = build_source(config.data, "train", augment=True)
+    needs = needed_fields(preparations)
+    prepare_index(config.data, needs)
+    training = build_source(config.data, "train", needs, augment=True)
     assert training is not None, "every kind of source has a training split"
     check_needs(preparations, training, origin=f"data.kind {config.data.kind}")
-    return training, build_source(config.data, "val", augment=False)
+    return training, build_source(config.data, "val", needs, augment=False)
 
 
 def build_batches(
@@ -117,7 +119,7 @@ def read_held_out_clips(
     config: RunConfig, launch: Launch, held_out: Source | None, preparations: Mapping[str, Preparation], *, micro_batch: int
 ) -> HeldOut:
     """The clips of evaluations and pictures; where nothing is held out, pictures show training clips."""
-    shown = held_out or build_source(config.data, "train", augment=False)
+    shown = held_out or build_source(config.data, "train", needed_fields(preparations), augment=False)
     assert shown is not None, "every kind of source has a training split"
     return read_held_out(
         held_out,
@@ -137,7 +139,7 @@ def build_trained_engine(config: RunConfig, launch: Launch) -> Engine:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     torch.manual_seed(config.seed)
-    model: PretrainingModel = build_model(config.encoder, config.objectives, config.token_grid)
+    model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras, peers=find_peers())
     if config.warm_start:
         load_into_model(open_store(config.warm_start.uri, config.store), model, parts=config.warm_start.parts)
     return build_engine(model.to(launch.device), launch, config.parallel, config.optim)

@@ -1,22 +1,26 @@
-"""What an objective is: three parts, each with one contract.
+"""What an objective is: four parts, each with one contract.
 
     needs     the names of the fields it reads from a sample; a run refuses a source that does not offer them all
     prepare   numpy, in the loader's workers: a sample and a random stream -> arrays of fixed shape
-    forward   torch, on the device: the shared encoder and the batch -> losses
+    clips     torch, on the device: the batch -> groups of clips that the shared encoder is to encode
+    forward   torch, on the device: their tokens and the batch -> losses
 
-`Preparation` carries the first two and is pickled into the workers; `Objective` is the trained module. A rank must never
+`Preparation` carries the first two and is pickled into the workers; `Objective` is the trained module. The clips of all
+objectives of a run go through the encoder in one packed call, so FSDP2 gathers every block once a step. A rank must never
 branch on data: the same modules run on every rank whatever the batch holds, or sharded ranks wait for each other.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.batch import Batch, Losses
-from models.encoder import VideoEncoder
+from models.contrast import Peers
+from models.encoder import ClipGroup, VideoEncoder
 
 
 @runtime_checkable
@@ -25,12 +29,24 @@ class Preparation(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Names of the fields that it reads."""
+        """Names of the fields that it reads, or keeps."""
+        ...
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Those of them that go to the device as they are, for `forward`."""
         ...
 
     def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Arrays for this objective alone, a pure function of sample and stream, of the same shape for every sample."""
         ...
+
+
+class Encoded(NamedTuple):
+    """Clips and what the encoder made of them."""
+
+    clips: ClipGroup
+    tokens: Float[Tensor, "B n C"]
 
 
 class Objective(nn.Module, ABC):
@@ -41,8 +57,12 @@ class Objective(nn.Module, ABC):
     """Tokens of one sample that go through the encoder."""
 
     @abstractmethod
-    def forward(self, encoder: VideoEncoder, batch: Batch) -> Losses:
-        """The loss to descend; `total` is not yet weighted."""
+    def clips(self, batch: Batch) -> list[ClipGroup]:
+        """What the encoder is to encode for the loss."""
+
+    @abstractmethod
+    def forward(self, encoded: Sequence[Encoded], batch: Batch, peers: Peers) -> Losses:
+        """The loss to descend; `total` is not yet weighted. `encoded` is one to one with `clips`."""
 
     @abstractmethod
     def evaluate(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
@@ -51,3 +71,8 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
         """Columns of a contact sheet by title, left to right: each B T 3 H W in [0, 1]."""
+
+
+def encode(encoder: VideoEncoder, groups: Sequence[ClipGroup]) -> list[Encoded]:
+    """Groups with their tokens, from one packed call."""
+    return [Encoded(group, tokens) for group, tokens in zip(groups, encoder(groups), strict=True)]

@@ -11,26 +11,28 @@ each this is the paper's form, equation by equation. The loss is float32 under a
 Which second view goes with a target is chosen in `trainer.data.pairs`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.batch import Batch, Losses
 from models.config import DECODER_SHAPES, CrocoConfig, EncoderConfig, Grid
+from models.contrast import Peers
 from models.decoders import CrossViewDecoder
 from models.encoder import ClipGroup, VideoEncoder
+from models.images import denormalise, normalise
 from models.masking import count_visible, draw_visible
-from models.objectives.base import Objective
+from models.objectives.base import Encoded, Objective, encode
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _VARIANCE_EPS = 1e-6
 _MASK_GREY = 0.5
+_FIELDS = frozenset({"target_images", "reference_images", "scene"})
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class CrocoPreparation:
     grid: Grid
     drop_path_blocks: int
     """Blocks that need numbers; 0 without drop-path."""
-    needs: frozenset[str] = field(default=frozenset({"target_images", "reference_images", "scene"}))
+    needs: frozenset[str] = _FIELDS
+    keeps: frozenset[str] = _FIELDS
 
     def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """As Preparation has it: `visible` (n), and `drop_path` (2, L, 2) for target and reference."""
@@ -64,11 +67,19 @@ class CrocoObjective(Objective):
         self.grid = grid
         self.tokens_per_sample = count_visible(grid, config.mask) + grid.tokens
 
-    def forward(self, encoder: VideoEncoder, batch: Batch) -> Losses:
+    def clips(self, batch: Batch) -> list[ClipGroup]:
+        """The visible part of the targets, and the references."""
+        prepared = batch.prepared[self.name]
+        numbers = prepared.get("drop_path")
+        return [
+            ClipGroup(normalise(batch.shared["target_images"]), prepared["visible"], None if numbers is None else numbers[:, 0]),
+            ClipGroup(normalise(batch.shared["reference_images"]), None, None if numbers is None else numbers[:, 1]),
+        ]
+
+    def forward(self, encoded: Sequence[Encoded], batch: Batch, peers: Peers) -> Losses:
         """As Objective has it."""
-        target = normalise(batch.shared["target_images"])
-        reference = normalise(batch.shared["reference_images"])
-        loss = self.complete(encoder, target, reference, batch.prepared[self.name]).loss.mean()
+        target, reference = encoded
+        loss = self.complete(target, reference.tokens).loss.mean()
         return Losses(loss, {"loss": loss.detach()})
 
     def evaluate(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
@@ -76,15 +87,14 @@ class CrocoObjective(Objective):
 
         The other scene is the next one in the batch that differs; a batch of one scene falls back on another sample.
         """
-        target = normalise(batch.shared["target_images"])
-        reference = normalise(batch.shared["reference_images"])
+        masked, whole = self.clips(batch)
+        target, own, blank = encode(encoder, [masked, whole, replace(whole, images=torch.zeros_like(whole.images))])
         references = {
-            "loss": reference,
-            "loss_wrong_reference": reference[_another_scene(batch.shared["scene"])],
-            "loss_blank_reference": torch.zeros_like(reference),
+            "loss": own.tokens,
+            "loss_wrong_reference": own.tokens[_another_scene(batch.shared["scene"])],
+            "loss_blank_reference": blank.tokens,
         }
-        prepared = batch.prepared[self.name]
-        return {name: self.complete(encoder, target, images, prepared).loss for name, images in references.items()}
+        return {name: self.complete(target, tokens).loss for name, tokens in references.items()}
 
     def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
         """Masked input, reconstruction, target and reference.
@@ -92,41 +102,29 @@ class CrocoObjective(Objective):
         The reconstruction borrows mean and deviation of each hidden token from the truth, which a normalised prediction
         does not carry, and shows visible tokens as they are.
         """
-        target = normalise(batch.shared["target_images"])
-        reference = normalise(batch.shared["reference_images"])
-        done = self.complete(encoder, target, reference, batch.prepared[self.name])
-        truth = patchify(target, encoder)
+        target, reference = encode(encoder, self.clips(batch))
+        done = self.complete(target, reference.tokens)
+        truth = patchify(target.clips.images, self.grid)
         hidden = done.hidden[..., None].bool()
         mean, deviation = _mean_and_deviation(truth)
         predicted = done.prediction * deviation + mean if self.config.normalise_target else done.prediction
-        grid = encoder.embed.grid(target)
-        completed = unpatchify(torch.where(hidden, predicted, truth), encoder, grid)
-        masks = unpatchify(hidden.expand_as(truth).float(), encoder, grid)
-        shown = denormalise(target)
+        frames = target.clips.images.shape[1]
+        completed = unpatchify(torch.where(hidden, predicted, truth), self.grid, frames)
+        masks = unpatchify(hidden.expand_as(truth).float(), self.grid, frames)
+        shown = denormalise(target.clips.images)
         return {
             "masked input": _first_camera(torch.where(masks.bool(), _MASK_GREY, shown)),
             "reconstruction, patch means given": _first_camera(denormalise(completed)),
             "target": _first_camera(shown),
-            "reference": _first_camera(denormalise(reference)),
+            "reference": _first_camera(denormalise(reference.clips.images)),
         }
 
-    def complete(
-        self,
-        encoder: VideoEncoder,
-        target: Float[Tensor, "B T 1 3 H W"],
-        reference: Float[Tensor, "B T 1 3 H W"],
-        prepared: Mapping[str, Tensor],
-    ) -> "Completion":
-        """Predict every token of `target`, of which the encoder sees `prepared["visible"]`, with `reference` beside it."""
-        visible, numbers = prepared["visible"], prepared.get("drop_path")
-        groups = [
-            ClipGroup(target, visible, None if numbers is None else numbers[:, 0]),
-            ClipGroup(reference, None, None if numbers is None else numbers[:, 1]),
-        ]
-        target_tokens, reference_tokens = encoder(groups)
-        grid = encoder.embed.grid(target)
-        prediction = self.decoder(target_tokens, visible, reference_tokens, grid).float()
-        truth = patchify(target, encoder)
+    def complete(self, target: Encoded, reference: Float[Tensor, "B N C"]) -> "Completion":
+        """Predict every token of the target, of which the encoder saw the visible ones, with the tokens of `reference` beside it."""
+        visible = target.clips.visible
+        assert visible is not None, "a target is masked"
+        prediction = self.decoder(target.tokens, visible, reference, self.grid).float()
+        truth = patchify(target.clips.images, self.grid)
         if self.config.normalise_target:
             mean, deviation = _mean_and_deviation(truth)
             truth = (truth - mean) / deviation
@@ -158,43 +156,17 @@ def build_croco(config: CrocoConfig, encoder_config: EncoderConfig, encoder: Vid
     return CrocoObjective(config, decoder, grid)
 
 
-def normalise(images: UInt8[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T V 3 H W"]:
-    """Bytes to float32 with ImageNet's mean and deviation."""
-    scaled = images.float() / 255
-    # Channel by channel, by numbers: a tensor of constants would be copied to the device, which waits for it, in every step.
-    for channel, mean, std in zip(scaled.unbind(-3), IMAGENET_MEAN, IMAGENET_STD, strict=True):
-        channel.sub_(mean).div_(std)
-    return scaled
-
-
-def denormalise(images: Float[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T V 3 H W"]:
-    """Back to [0, 1]."""
-    scaled = images.detach().to(torch.float32, copy=True)
-    for channel, mean, std in zip(scaled.unbind(-3), IMAGENET_MEAN, IMAGENET_STD, strict=True):
-        channel.mul_(std).add_(mean)
-    return scaled.clamp_(0, 1)
-
-
-def patchify(images: Float[Tensor, "B T V 3 H W"], encoder: VideoEncoder) -> Float[Tensor, "B N values"]:
+def patchify(images: Float[Tensor, "B T V 3 H W"], grid: Grid) -> Float[Tensor, "B N values"]:
     """Pixels of each token, ordered (frame, y, x, channel)."""
-    k, p = encoder.embed.tubelet_frames, encoder.embed.patch_px
-    return rearrange(images, "B (t k) V c (h p) (w q) -> B (t V h w) (k p q c)", k=k, p=p, q=p)
+    return rearrange(images, "B (t k) V c (h p) (w q) -> B (t V h w) (k p q c)", t=grid.t, h=grid.h, w=grid.w)
 
 
-def unpatchify(tokens: Float[Tensor, "B N values"], encoder: VideoEncoder, grid: Grid) -> Float[Tensor, "B T V 3 H W"]:
-    """The inverse of `patchify`."""
-    k, p = encoder.embed.tubelet_frames, encoder.embed.patch_px
-    return rearrange(
-        tokens,
-        "B (t V h w) (k p q c) -> B (t k) V c (h p) (w q)",
-        t=grid.t,
-        V=grid.v,
-        h=grid.h,
-        w=grid.w,
-        k=k,
-        p=p,
-        q=p,
-    )
+def unpatchify(tokens: Float[Tensor, "B N values"], grid: Grid, frames: int) -> Float[Tensor, "B T V 3 H W"]:
+    """The inverse of `patchify`; patches are square."""
+    k = frames // grid.t
+    side = math.isqrt(tokens.shape[-1] // (3 * k))
+    axes = {"t": grid.t, "V": grid.v, "h": grid.h, "w": grid.w, "k": k, "p": side, "q": side}
+    return rearrange(tokens, "B (t V h w) (k p q c) -> B (t k) V c (h p) (w q)", **axes)
 
 
 def _mean_and_deviation(truth: Float[Tensor, "B N values"]) -> tuple[Tensor, Tensor]:

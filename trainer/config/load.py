@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer.config.run import RunConfig
+from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError
 
 
@@ -41,6 +42,15 @@ def parse_run_config(content: Any, *, origin: str) -> RunConfig:
         causes = [d for d in details if not any(d["loc"] == other["loc"][: len(d["loc"])] for other in details if other is not d)]
         problems = "\n".join(f"  {_sentence(detail)}" for detail in causes)
         raise ConfigError(f"{origin} is not a run that can start:\n{problems}") from error
+
+
+def parse_store_config(settings: Sequence[str]) -> StoreConfig:
+    """How a store is reached, from `key=value` pairs with the keys of a run's `store` section; ConfigError says what is wrong."""
+    try:
+        return StoreConfig.model_validate(OmegaConf.to_container(OmegaConf.from_dotlist(_checked(settings))))
+    except ValidationError as error:
+        problems = "; ".join(f"store.{_sentence(detail)}" for detail in error.errors())
+        raise ConfigError(f"a store was to be reached with {' '.join(settings)} and that is wrong: {problems}") from error
 
 
 def dump_run_config(config: RunConfig) -> str:

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from models.config import EncoderConfig, Grid, ObjectiveConfig, Section
-from trainer.config.data import DataConfig
+from models.config import CrocoConfig, EncoderConfig, Grid, ObjectiveConfig, Section
+from trainer.config.data import DataConfig, NuscenesData
 from trainer.config.store import StoreConfig
 from trainer.config.training import (
     CheckpointConfig,
@@ -42,7 +42,7 @@ class RunConfig(Section):
 
     @property
     def token_grid(self) -> Grid:
-        """Tokens of one clip; a pair's clip has one camera."""
+        """Tokens of a clip of one camera."""
         clip, encoder = self.data.clip, self.encoder
         return Grid(
             t=clip.frames // encoder.tubelet_frames,
@@ -50,6 +50,11 @@ class RunConfig(Section):
             h=clip.height_px // encoder.patch_px,
             w=clip.width_px // encoder.patch_px,
         )
+
+    @property
+    def cameras(self) -> int:
+        """Cameras of a surround clip; image pairs know none."""
+        return len(self.data.cameras) if isinstance(self.data, NuscenesData) else 0
 
     @model_validator(mode="after")
     def patches_tile_the_crop(self) -> "RunConfig":
@@ -78,6 +83,8 @@ class RunConfig(Section):
     def masks_hide_some_and_show_some(self) -> "RunConfig":
         t, _, h, w = self.token_grid
         for place, objective in enumerate(self.objectives):
+            if not isinstance(objective, CrocoConfig):
+                continue
             mask = objective.mask
             tokens = h * w if mask.kind == "tube" else t * h * w
             if not 0 < int(mask.ratio * tokens) < tokens:

@@ -1,4 +1,6 @@
-"""From a data config to sources: the index and the pairs are made if needed, once on each node, then mapped.
+"""From a data config to sources: the index, pairs and surround clips are made if needed, once on each node, then mapped.
+
+Which sources there are follows from the fields that the objectives need: pairs, surround clips, or both joined.
 
 Making them is guarded by a lock file, so every rank may call `prepare_index` and one works while the others wait. The
 tables are read in a process of its own: the several GB that the devkit takes go back when it ends, and loader workers,
@@ -20,10 +22,13 @@ from trainer.config.data import DataConfig, ImagePairsData, NuscenesData
 from trainer.data.columns import Columns, is_whole
 from trainer.data.image_pairs import read_image_pairs
 from trainer.data.index import Index, open_index
+from trainer.data.joint_source import JointSource
 from trainer.data.nuscenes import build_index, index_path
-from trainer.data.pair_source import PairSource
+from trainer.data.pair_source import PAIR_FIELDS, PairSource
 from trainer.data.pairs import mine_pairs, pairs_path
 from trainer.data.source import Source
+from trainer.data.surround_clips import find_surround_clips, surround_path
+from trainer.data.surround_source import CAMERA_FIELDS, LIDAR_FIELDS, SurroundSource
 from trainer.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -32,16 +37,19 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
-def prepare_index(config: DataConfig) -> None:
-    """Make what the sources of this config map; nothing to do for image pairs. DataError where the data is wrong."""
+def prepare_index(config: DataConfig, needs: frozenset[str]) -> None:
+    """Make what the sources of these fields map; nothing to do for image pairs. DataError where the data is wrong."""
     if isinstance(config, ImagePairsData):
         return
     for split in SPLITS:
-        build_source(config, split, augment=False)
+        build_source(config, split, needs, augment=False)
 
 
-def build_source(config: DataConfig, split: Split, *, augment: bool) -> Source | None:
-    """The samples of a split, None where the config names no such split; prepares what is not there yet."""
+def build_source(config: DataConfig, split: Split, needs: frozenset[str], *, augment: bool) -> Source | None:
+    """The samples of a split with the fields `needs`, as far as there are such; None where the config names no such split.
+
+    Prepares what is not there yet.
+    """
     augmentation = config.augment if augment else None
     if isinstance(config, ImagePairsData):
         list_name = config.train_list if split == "train" else config.val_list
@@ -49,19 +57,40 @@ def build_source(config: DataConfig, split: Split, *, augment: bool) -> Source |
     name = config.train_split if split == "train" else config.val_split
     if name is None:
         return None
-    index, pairs = _open_pairs(config, split, name)
-    return PairSource(index, pairs, config, augmentation)
+    index = _open_index(config)
+    scenes = find_scenes(index, split, name)
+    parts: list[Source] = []
+    if needs & (CAMERA_FIELDS | LIDAR_FIELDS):
+        clips = _open_surround_clips(index, config, scenes, split=name, needs_lidar=bool(needs & LIDAR_FIELDS))
+        parts.append(SurroundSource(index, clips, config, augmentation))
+    if needs & PAIR_FIELDS or not parts:
+        parts.append(PairSource(index, _open_pairs(index, config, scenes, split=name), config, augmentation))
+    return parts[0] if len(parts) == 1 else JointSource(tuple(parts))
 
 
-def _open_pairs(config: NuscenesData, split: Split, name: str) -> tuple[Index, Columns]:
+def _open_index(config: NuscenesData) -> Index:
     path = index_path(config)
     _make_once(path, lambda: _build_in_own_process(config, path))
     index = open_index(path)
-    scenes = find_scenes(index, split, name)
     _check_cameras(index, config)
-    pairs = pairs_path(index, config, scenes)
-    _make_once(pairs, lambda: mine_pairs(index, config, scenes, split=name))
-    return index, Columns(pairs)
+    return index
+
+
+def _open_pairs(index: Index, config: NuscenesData, scenes: list[int], *, split: str) -> Columns:
+    path = pairs_path(index, config, scenes)
+    _make_once(path, lambda: mine_pairs(index, config, scenes, split=split))
+    return Columns(path)
+
+
+def _open_surround_clips(index: Index, config: NuscenesData, scenes: list[int], *, split: str, needs_lidar: bool) -> Columns:
+    if needs_lidar and not index.has_sweeps:
+        raise DataError(
+            f"an objective needs LiDAR and {index.root} {index.version} has no LiDAR sweep in its tables; "
+            "bring the rows of the LiDAR in sample_data.json, or leave the objectives that need it out"
+        )
+    path = surround_path(index, config, scenes, needs_lidar=needs_lidar)
+    _make_once(path, lambda: find_surround_clips(index, config, scenes, needs_lidar=needs_lidar, split=split))
+    return Columns(path)
 
 
 def find_scenes(index: Index, split: Split, name: str) -> list[int]:

@@ -102,6 +102,24 @@ class Index:
         inverse[..., 3, 3] = 1
         return inverse
 
+    @property
+    def has_sweeps(self) -> bool:
+        """Whether the dataroot has any LiDAR."""
+        return len(self.columns["sweep_scene"]) > 0
+
+    def sweep_file(self, row: int) -> str:
+        """Path of a LiDAR sweep, relative to the root."""
+        return self.columns["sweep_file"][row].decode()
+
+    def world_from_lidar(self, rows: Int[np.ndarray, "*rows"]) -> Float64[np.ndarray, "*rows 4 4"]:
+        """At the time of each sweep."""
+        return self.columns["sweep_world_from_ego"][rows] @ self.columns["sweep_ego_from_lidar"][rows]
+
+    def sweeps_of(self, scene: int) -> slice:
+        """Rows of the LiDAR sweeps of one scene, ascending in time."""
+        first, end = np.searchsorted(self.columns["sweep_scene"], [scene, scene + 1])
+        return slice(int(first), int(end))
+
     def images_of(self, scene: int, camera: str) -> slice:
         """Rows of one camera in one scene, ascending in time."""
         group = scene * len(self.cameras) + self.cameras.index(camera)

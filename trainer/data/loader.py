@@ -29,7 +29,7 @@ _MAX_ATTEMPTS = 16
 
 @dataclass(frozen=True)
 class PlacedSample:
-    """One sample with what each objective prepared from it."""
+    """What the objectives keep of one sample, and what each prepared from it."""
 
     clip: str
     shared: Sample
@@ -44,6 +44,7 @@ class PlacedSamples(Dataset):  # its items are PlacedSample; torch's types would
         self.source = source
         self.order = order
         self.preparations = preparations
+        self.kept = frozenset[str]().union(*(preparation.keeps for preparation in preparations.values()))
 
     def __getitem__(self, place: Place) -> PlacedSample:
         step, slot = place
@@ -52,7 +53,8 @@ class PlacedSamples(Dataset):  # its items are PlacedSample; torch's types would
             name: preparation.prepare(sample, random_stream(self.order.seed, Purpose.PREPARE, step=step, slot=slot))
             for name, preparation in self.preparations.items()
         }
-        return PlacedSample(self.source.name(index), sample, prepared, replaced)
+        kept = {field: sample[field] for field in sorted(self.kept)}
+        return PlacedSample(self.source.name(index), kept, prepared, replaced)
 
     def _read(self, step: int, slot: int) -> tuple[int, Sample, tuple[str, ...]]:
         replaced: list[str] = []
@@ -107,6 +109,11 @@ def build_loader(
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
     )
+
+
+def needed_fields(preparations: Mapping[str, Preparation]) -> frozenset[str]:
+    """What all objectives together read of a sample."""
+    return frozenset[str]().union(*(preparation.needs for preparation in preparations.values()))
 
 
 def check_needs(preparations: Mapping[str, Preparation], source: Source, *, origin: str) -> None:

@@ -29,6 +29,17 @@ _WINDOW_DRAWS = 16
 _PLACES: tuple[tuple[float, float], ...] = tuple(itertools.product((0.5, 0.0, 1.0), (0.5, 0.0, 1.0)))
 """Where evaluation may put a window, the centre first."""
 
+PAIR_FIELDS = frozenset(
+    {
+        "target_images",
+        "reference_images",
+        "scene",
+        "target_pix_from_cam",
+        "reference_pix_from_cam",
+        "reference_from_target",
+    }
+)
+
 WindowPair = tuple[Window, Window]
 
 
@@ -41,16 +52,7 @@ class PairSource:
     config: NuscenesData
     augment: AugmentConfig | None
 
-    offers = frozenset(
-        {
-            "target_images",
-            "reference_images",
-            "scene",
-            "target_pix_from_cam",
-            "reference_pix_from_cam",
-            "reference_from_target",
-        }
-    )
+    offers = PAIR_FIELDS
 
     def __len__(self) -> int:
         return len(self.pairs["anchor"])

@@ -32,15 +32,17 @@ class Clip:
 
 
 Sample = Mapping[str, np.ndarray]
-"""Fields by name, of fixed shape; what each means stands in models.batch.Batch."""
+"""Fields by name; what each means stands in models.batch. Those that an objective keeps for the device have a fixed shape."""
 
 
 @runtime_checkable
 class Source(Protocol):
     """Samples by number."""
 
-    offers: frozenset[str]
-    """Names of the fields that `load` returns."""
+    @property
+    def offers(self) -> frozenset[str]:
+        """Names of the fields that `load` returns."""
+        ...
 
     def __len__(self) -> int:
         """How many samples there are to draw from."""

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from models.batch import Batch
 from models.config import CrocoConfig, EncoderConfig, Grid, MaskConfig
-from models.objectives.base import Preparation
-from models.objectives.croco import CrocoObjective, denormalise, normalise, patchify, unpatchify
+from models.encoder import ClipGroup
+from models.images import denormalise, normalise
+from models.objectives.base import Preparation, encode
+from models.objectives.croco import Completion, CrocoObjective, patchify, unpatchify
 from models.pretraining import PretrainingModel, build_model, build_preparations
 from tests.models.samples import CROCO, PATCH_PX, VIDEO_ENCODER, VIDEO_GRID, random_batch, random_images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FRAMES = VIDEO_GRID.t * VIDEO_ENCODER.tubelet_frames
 
 
 @pytest.fixture
@@ -31,6 +34,13 @@ def objective_of(model: PretrainingModel) -> CrocoObjective:
 
 def normalised_views(batch: Batch) -> tuple[Tensor, Tensor]:
     return normalise(batch.shared["target_images"]), normalise(batch.shared["reference_images"])
+
+
+def complete(model: PretrainingModel, batch: Batch, target: Tensor, reference: Tensor) -> Completion:
+    """What the model makes of these normalised views under the masks of `batch`."""
+    groups = [ClipGroup(target, batch.prepared["croco"]["visible"]), ClipGroup(reference)]
+    masked, whole = encode(model.encoder, groups)
+    return objective_of(model).complete(masked, whole.tokens)
 
 
 def test_images_are_normalised_by_channel_and_back() -> None:
@@ -51,14 +61,14 @@ def test_denormalising_leaves_its_input_alone() -> None:
 
 def test_a_token_lists_frame_row_column_channel(model: PretrainingModel) -> None:
     images = random_images(VIDEO_GRID, batch=1, tubelet_frames=2)
-    tokens = patchify(images, model.encoder)
+    tokens = patchify(images, VIDEO_GRID)
     t, y, x = 1, 1, 2
     frame, row, column, channel = 1, 2, 3, 1
     value = ((frame * PATCH_PX + row) * PATCH_PX + column) * 3 + channel
     token = (t * VIDEO_GRID.h + y) * VIDEO_GRID.w + x
     pixel = images[0, 2 * t + frame, 0, channel, PATCH_PX * y + row, PATCH_PX * x + column]
     assert tokens[0, token, value] == pixel
-    assert torch.equal(unpatchify(tokens, model.encoder, VIDEO_GRID), images)
+    assert torch.equal(unpatchify(tokens, VIDEO_GRID, FRAMES), images)
 
 
 @pytest.mark.parametrize("normalise_target", [True, False])
@@ -66,8 +76,8 @@ def test_the_loss_is_the_mean_over_hidden_tokens_of_their_squared_errors(model: 
     batch, objective = random_batch(), objective_of(model)
     objective.config = CROCO.model_copy(update={"normalise_target": normalise_target})
     target, reference = normalised_views(batch)
-    done = objective.complete(model.encoder, target, reference, batch.prepared["croco"])
-    truth = patchify(target, model.encoder).double().numpy()
+    done = complete(model, batch, target, reference)
+    truth = patchify(target, VIDEO_GRID).double().numpy()
     prediction = done.prediction.detach().double().numpy()
     for clip, visible in enumerate(batch.prepared["croco"]["visible"].numpy()):
         errors = []
@@ -90,12 +100,12 @@ def test_predicting_nothing_costs_the_variance_of_a_normalised_token(model: Pret
 
 
 def test_hidden_pixels_reach_the_loss_as_truth_alone(model: PretrainingModel) -> None:
-    batch, objective = random_batch(), objective_of(model)
+    batch = random_batch()
     target, reference = normalised_views(batch)
-    hidden = objective.complete(model.encoder, target, reference, batch.prepared["croco"]).hidden[..., None]
-    tokens = patchify(target, model.encoder)
-    other = unpatchify(torch.where(hidden.bool(), tokens.flip(-1), tokens), model.encoder, VIDEO_GRID)
-    predictions = [objective.complete(model.encoder, t, reference, batch.prepared["croco"]).prediction for t in (target, other)]
+    hidden = complete(model, batch, target, reference).hidden[..., None]
+    tokens = patchify(target, VIDEO_GRID)
+    other = unpatchify(torch.where(hidden.bool(), tokens.flip(-1), tokens), VIDEO_GRID, FRAMES)
+    predictions = [complete(model, batch, t, reference).prediction for t in (target, other)]
     assert torch.equal(*predictions)
 
 
@@ -114,7 +124,7 @@ def test_the_wrong_reference_is_of_another_scene_where_there_is_one(
 def test_the_blank_reference_is_the_mean_colour(model: PretrainingModel) -> None:
     batch = random_batch()
     target, reference = normalised_views(batch)
-    done = objective_of(model).complete(model.encoder, target, torch.zeros_like(reference), batch.prepared["croco"])
+    done = complete(model, batch, target, torch.zeros_like(reference))
     torch.testing.assert_close(model(batch, "evaluate")["croco/loss_blank_reference"], done.loss)
 
 
@@ -139,7 +149,7 @@ def test_pictures_show_the_truth_where_it_was_visible_and_grey_where_it_was_not(
     torch.testing.assert_close(drawn["reference"], batch.shared["reference_images"][:, :, 0] / 255, atol=1e-6, rtol=0)
     shown = torch.zeros(3, VIDEO_GRID.tokens, dtype=torch.bool).scatter(1, batch.prepared["croco"]["visible"], True)
     values = 2 * PATCH_PX**2 * 3
-    is_shown = unpatchify(shown[..., None].expand(-1, -1, values).float(), model.encoder, VIDEO_GRID)[:, :, 0].bool()
+    is_shown = unpatchify(shown[..., None].expand(-1, -1, values).float(), VIDEO_GRID, FRAMES)[:, :, 0].bool()
     torch.testing.assert_close(drawn["masked input"], torch.where(is_shown, truth, 0.5), atol=1e-6, rtol=0)
     torch.testing.assert_close(drawn["reconstruction, patch means given"][is_shown], truth[is_shown], atol=1e-6, rtol=0)
     assert not torch.allclose(drawn["reconstruction, patch means given"][~is_shown], truth[~is_shown], atol=1e-2)
@@ -147,7 +157,7 @@ def test_pictures_show_the_truth_where_it_was_visible_and_grey_where_it_was_not(
 
 def test_a_perfect_prediction_draws_the_target(model: PretrainingModel, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, objective = random_batch(), objective_of(model)
-    tokens = patchify(normalised_views(batch)[0], model.encoder)
+    tokens = patchify(normalised_views(batch)[0], VIDEO_GRID)
     perfect = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, keepdim=True) + 1e-6).sqrt()
     monkeypatch.setattr(objective.decoder, "forward", lambda *views: perfect)
     drawn = model(batch, "draw")["croco"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.config import CrocoConfig, Grid
 from models.encoder import ClipGroup
+from models.objectives.base import encode
 from models.objectives.croco import CrocoObjective, patchify
 from models.official_croco import build_official, export_official, load_official_weights, rename_to_official
 from models.pretraining import PretrainingModel
@@ -56,7 +57,9 @@ class Oracle:
         return objective
 
     def complete(self) -> Any:
-        return self.objective.complete(self.model.encoder, *self.views, {"visible": self.visible})
+        first, second = self.views
+        target, reference = encode(self.model.encoder, [ClipGroup(first, self.visible), ClipGroup(second)])
+        return self.objective.complete(target, reference.tokens)
 
 
 @pytest.fixture(params=["cosine", "rope"])
@@ -101,7 +104,7 @@ def test_every_block_gives_the_official_tokens(oracle: Oracle) -> None:
 def test_predictions_and_targets_are_the_official_ones(oracle: Oracle) -> None:
     done = oracle.complete()
     torch.testing.assert_close(done.prediction, oracle.tensors["pred"], atol=PREDICTION_ATOL, rtol=0)
-    torch.testing.assert_close(patchify(oracle.views[0], oracle.model.encoder), oracle.tensors["target"])
+    torch.testing.assert_close(patchify(oracle.views[0], oracle.grid), oracle.tensors["target"])
     torch.testing.assert_close(done.hidden.bool(), oracle.tensors["mask"])
 
 

@@ -21,6 +21,8 @@ PERIOD_US = 250_000
 FRAMES = 16
 SPEED_M_S = {"scene-0001": 3.0, "scene-0002": 2.0}
 VERSION = "v1.0-mini"
+SWEEP = ((10.0, 1.0, 0.5, 255.0, 3.0), (5.0, -2.0, 0.25, 51.0, 1.0), (float("nan"), 0.0, 0.0, 0.0, 0.0))
+"""The points of every sweep: x, y, z, intensity, ring."""
 
 
 def make_tables(frames: int = FRAMES) -> Tables:
@@ -124,7 +126,7 @@ def write_dataroot(root: Path, tables: Tables, splits: dict[str, list[str]] | No
         if record["fileformat"] == "jpg":
             picture.save(path, quality=98, subsampling=0)
         else:
-            path.write_bytes(np.zeros((3, 5), dtype=np.float32).tobytes())
+            path.write_bytes(np.array(SWEEP, dtype="<f4").tobytes())
     return root
 
 

@@ -12,6 +12,7 @@ from tests.trainer.data.dataroot import VERSION, make_tables, write_dataroot
 from trainer.config.data import SURROUND_CAMERAS, ClipConfig, NuscenesData, PairConfig
 from trainer.data.build import build_source, prepare_index
 from trainer.data.nuscenes import build_index, index_path
+from trainer.data.pair_source import PAIR_FIELDS
 from trainer.errors import DataError
 
 ROOT = Path(__file__).parents[3]
@@ -26,10 +27,11 @@ import sys
 import numpy as np
 from trainer.config.data import NuscenesData
 from trainer.data.build import build_source, prepare_index
+from trainer.data.pair_source import PAIR_FIELDS
 config = NuscenesData.model_validate_json(sys.argv[1])
-prepare_index(config)
+prepare_index(config, PAIR_FIELDS)
 for split in ("train", "val"):
-    source = build_source(config, split, augment=True)
+    source = build_source(config, split, PAIR_FIELDS, augment=True)
     for index in range(len(source)):
         source.load(index, np.random.default_rng(index))
 loaded = {name.split(".")[0] for name in sys.modules}
@@ -63,38 +65,38 @@ def test_processes_that_start_together_make_one_index(data: NuscenesData, tmp_pa
 def test_what_was_half_written_is_made_again(data: NuscenesData, tmp_path: Path) -> None:
     fresh = data.model_copy(update={"index_folder": tmp_path, "val_split": None})
     path = build_index(fresh)
-    expected = build_source(fresh, "train", augment=True).load(0, np.random.default_rng(0))
+    expected = build_source(fresh, "train", PAIR_FIELDS, augment=True).load(0, np.random.default_rng(0))
     pairs = next(path.glob("pairs-*/candidate.npy"))
     pairs.write_bytes(pairs.read_bytes()[:-4])
     (path / "image_file.npy").unlink()
-    again = build_source(fresh, "train", augment=True).load(0, np.random.default_rng(0))
+    again = build_source(fresh, "train", PAIR_FIELDS, augment=True).load(0, np.random.default_rng(0))
     np.testing.assert_array_equal(again["target_images"], expected["target_images"])
 
 
 def test_train_and_val_have_the_scenes_of_their_splits(data: NuscenesData) -> None:
-    train, val = (build_source(data, split, augment=False) for split in ("train", "val"))
+    train, val = (build_source(data, split, PAIR_FIELDS, augment=False) for split in ("train", "val"))
     assert {train.name(index).split()[0] for index in range(len(train))} == {"scene-0001"}
     assert {val.name(index).split()[0] for index in range(len(val))} == {"scene-0002"}
-    both = build_source(data.model_copy(update={"train_split": "all"}), "train", augment=False)
+    both = build_source(data.model_copy(update={"train_split": "all"}), "train", PAIR_FIELDS, augment=False)
     assert len(both) == len(train) + len(val)
     scenes = {int(both.load(index, np.random.default_rng(0))["scene"]) for index in (0, len(both) - 1)}
     assert scenes == {0, 1}
 
 
 def test_a_config_without_a_validation_split_has_no_validation_source(data: NuscenesData) -> None:
-    assert build_source(data.model_copy(update={"val_split": None}), "val", augment=False) is None
+    assert build_source(data.model_copy(update={"val_split": None}), "val", PAIR_FIELDS, augment=False) is None
 
 
 def test_synthetic_data_is_read_as_nuscenes_is(data: NuscenesData) -> None:
     config = data.model_copy(update={"kind": "synthetic"})
-    assert build_source(config, "train", augment=False).describe()["kind"] == "synthetic"
+    assert build_source(config, "train", PAIR_FIELDS, augment=False).describe()["kind"] == "synthetic"
 
 
 def test_an_unknown_split_lists_those_that_are_there(data: NuscenesData) -> None:
     with pytest.raises(
         DataError, match=r"split training .* by data\.train_split .*knows train \(1 scenes\), val \(1 scenes\), all"
     ):
-        build_source(data.model_copy(update={"train_split": "training"}), "train", augment=False)
+        build_source(data.model_copy(update={"train_split": "training"}), "train", PAIR_FIELDS, augment=False)
 
 
 def test_an_empty_split_says_which_are_not(data: NuscenesData, tmp_path: Path) -> None:
@@ -102,15 +104,15 @@ def test_an_empty_split_says_which_are_not(data: NuscenesData, tmp_path: Path) -
     config = data.model_copy(update={"root": root, "index_folder": tmp_path / "index"})
     build_index(config)
     with pytest.raises(DataError, match=r"split val .* none of its scenes is among the 2 .*train \(1 scenes\).* or to null"):
-        prepare_index(config)
+        prepare_index(config, PAIR_FIELDS)
 
 
 def test_unknown_cameras_are_named_with_those_that_are_there(data: NuscenesData) -> None:
     config = data.model_copy(update={"cameras": ("CAM_FRONT", "CAM_TOP")})
     with pytest.raises(DataError, match=r"asks for CAM_TOP and .* has CAM_BACK, CAM_FRONT, CAM_FRONT_LEFT; set data\.cameras"):
-        build_source(config, "train", augment=False)
+        build_source(config, "train", PAIR_FIELDS, augment=False)
     with pytest.raises(DataError, match="asks for no camera"):
-        build_source(data.model_copy(update={"cameras": ()}), "train", augment=False)
+        build_source(data.model_copy(update={"cameras": ()}), "train", PAIR_FIELDS, augment=False)
 
 
 def test_an_error_in_the_tables_crosses_the_process_as_a_sentence(data: NuscenesData, tmp_path: Path) -> None:
@@ -118,13 +120,13 @@ def test_an_error_in_the_tables_crosses_the_process_as_a_sentence(data: Nuscenes
     table = root / VERSION / "sample_data.json"
     table.write_text(json.dumps(json.loads(table.read_text()))[:-1])
     with pytest.raises(DataError, match=r"sample_data\.json .* does not parse"):
-        prepare_index(data.model_copy(update={"root": root, "index_folder": tmp_path / "index"}))
+        prepare_index(data.model_copy(update={"root": root, "index_folder": tmp_path / "index"}), PAIR_FIELDS)
 
 
 def test_an_index_folder_that_cannot_be_written_is_named(data: NuscenesData, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file, no folder")
     with pytest.raises(DataError, match=r"was to be written to .*/taken/.* cannot be: .*; set data\.index_folder"):
-        prepare_index(data.model_copy(update={"index_folder": tmp_path / "taken"}))
+        prepare_index(data.model_copy(update={"index_folder": tmp_path / "taken"}), PAIR_FIELDS)
 
 
 def test_one_real_keyframe_without_sweeps_gives_pairs_of_neighbours(keyframe_dataroot: Path, tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_one_real_keyframe_without_sweeps_gives_pairs_of_neighbours(keyframe_dat
         pairs=PairConfig(min_overlap=0.005),
     )
     build_index(config)
-    source = build_source(config, "train", augment=False)
+    source = build_source(config, "train", PAIR_FIELDS, augment=False)
     assert [source.name(index).split()[-1] for index in range(len(source))] == list(SURROUND_CAMERAS)
     assert source.describe()["pairs_across_cameras"] == 12
     assert source.describe()["pairs_in_time"] == 0

@@ -12,6 +12,7 @@ from tests.trainer.data.dataroot import ramp
 from trainer.config.data import AugmentConfig, ClipConfig, ImagePairsData
 from trainer.data.build import build_source, prepare_index
 from trainer.data.image_pairs import ImagePairSource
+from trainer.data.pair_source import PAIR_FIELDS
 from trainer.errors import ClipError, DataError
 
 LISTING = """\
@@ -39,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
 
 def source_of(folder: Path, *, augment: bool = True, **changes: object) -> ImagePairSource:
     config = ImagePairsData(root=folder, clip=ClipConfig(height_px=16, width_px=24), **changes)
-    prepare_index(config)
-    source = build_source(config, "train", augment=augment)
+    prepare_index(config, PAIR_FIELDS)
+    source = build_source(config, "train", PAIR_FIELDS, augment=augment)
     assert isinstance(source, ImagePairSource)
     return source
 
@@ -117,7 +118,7 @@ def test_a_list_that_is_missing_or_no_text_is_named(folder: Path) -> None:
 
 def test_a_validation_list_is_optional(folder: Path) -> None:
     config = ImagePairsData(root=folder)
-    assert build_source(config, "val", augment=False) is None
+    assert build_source(config, "val", PAIR_FIELDS, augment=False) is None
     (folder / "val.txt").write_text("left/a.png right/a.jpg\n")
-    held_out = build_source(config.model_copy(update={"val_list": "val.txt"}), "val", augment=False)
+    held_out = build_source(config.model_copy(update={"val_list": "val.txt"}), "val", PAIR_FIELDS, augment=False)
     assert held_out is not None and len(held_out) == 1

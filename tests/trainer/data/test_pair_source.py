@@ -17,7 +17,7 @@ from trainer.data.build import build_source
 from trainer.data.clips import read_clip
 from trainer.data.frames import find_frames
 from trainer.data.nuscenes import build_index
-from trainer.data.pair_source import PairSource, _Views
+from trainer.data.pair_source import PAIR_FIELDS, PairSource, _Views
 from trainer.data.transforms import place_window
 from trainer.errors import ClipError
 
@@ -32,7 +32,7 @@ def change(data: NuscenesData, **sections: dict[str, Any]) -> NuscenesData:
 
 
 def source_of(data: NuscenesData, *, augment: bool = True) -> PairSource:
-    source = build_source(data, "train", augment=augment)
+    source = build_source(data, "train", PAIR_FIELDS, augment=augment)
     assert isinstance(source, PairSource)
     return source
 

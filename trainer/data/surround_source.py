@@ -1,0 +1,110 @@
+"""The source of surround clips from a nuScenes dataroot: all cameras at T instants, and the LiDAR sweeps that belong to them.
+
+A sweep is mapped straight to the pixels of each image by one matrix that holds everything in between: where the LiDAR is
+mounted, how the car moved between the time of the sweep and that of this image, where the camera is mounted, its
+intrinsics, and the window (crop, scale, mirror) through which the image is seen.
+
+    pix_from_lidar = out_from_source · pix_from_cam · cam_from_world(image time) · world_from_ego(sweep time) · ego_from_lidar
+
+Things that move by themselves between the two times are off by that motion. A frame without a sweep has no points.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int
+
+from trainer.config.data import AugmentConfig, NuscenesData
+from trainer.data.clips import name_clip, read_clip
+from trainer.data.columns import Columns
+from trainer.data.decode import read_bytes
+from trainer.data.frames import NO_ROW
+from trainer.data.index import Index
+from trainer.data.source import Sample
+from trainer.data.transforms import Window, draw_window, jitter_colours, place_window
+from trainer.errors import ClipError
+
+CAMERA_FIELDS = frozenset({"images"})
+LIDAR_FIELDS = frozenset({"points_lidar", "first_point", "pix_from_lidar"})
+
+_POINT_VALUES = 5
+"""x, y, z in metres, intensity from 0 to 255, ring: nuScenes' .pcd.bin, little-endian float32."""
+
+
+@dataclass(frozen=True)
+class SurroundSource:
+    """Surround clips by number; `augment` none reads them the same way every time."""
+
+    index: Index
+    clips: Columns
+    config: NuscenesData
+    augment: AugmentConfig | None
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """As Source has it; LiDAR where there is any."""
+        return CAMERA_FIELDS | LIDAR_FIELDS if self.index.has_sweeps else CAMERA_FIELDS
+
+    def __len__(self) -> int:
+        return len(self.clips["clip_images"])
+
+    def name(self, index: int) -> str:
+        """As Source has it."""
+        return name_clip(self.index, self.clips["clip_images"][index])
+
+    def describe(self) -> dict[str, float | int | str]:
+        """As Source has it."""
+        root = {"kind": self.config.kind, "root": str(self.index.root), "version": self.index.version}
+        return {**root, "samples": len(self), **self.clips.header["figures"]}
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        """As Source has it."""
+        rows = self.clips["clip_images"][index]
+        windows = self._choose_windows(rows, rng)
+        clip = self.config.clip
+        try:
+            read = read_clip(self.index, rows, (clip.width_px, clip.height_px), windows=windows)
+            points = [self._read_sweep(int(sweep)) for sweep in self.clips["clip_sweeps"][index]]
+        except ClipError as error:
+            raise ClipError(self.name(index), error.reason) from error
+        jitter = self.augment.colour_jitter if self.augment else 0.0
+        images = jitter_colours(read.images, jitter, rng)
+        sample: dict[str, np.ndarray] = {"images": np.ascontiguousarray(np.moveaxis(images, -1, -3))}
+        if self.index.has_sweeps:
+            sample |= {
+                "points_lidar": np.concatenate(points),
+                "first_point": np.cumsum([0, *map(len, points)]),
+                "pix_from_lidar": self._pix_from_lidar(index, read.pix_from_cam),
+            }
+        return sample
+
+    def _choose_windows(self, rows: Int[np.ndarray, "T V"], rng: np.random.Generator) -> list[Window]:
+        """One for each camera, all mirrored or none."""
+        out_size_px = (self.config.clip.width_px, self.config.clip.height_px)
+        sizes = [(width, height) for width, height in self.index.size_px(rows[0]).tolist()]
+        if self.augment is None:
+            return [place_window(size, out_size_px) for size in sizes]
+        share, is_mirrored = self.augment.crop_share, bool(rng.random() < self.augment.flip_probability)
+        return [draw_window(size, out_size_px, crop_share=share, is_mirrored=is_mirrored, rng=rng) for size in sizes]
+
+    def _read_sweep(self, row: int) -> Float32[np.ndarray, "P 4"]:
+        """x, y, z in the LiDAR's frame and intensity from 0 to 1; points that are not finite are left out."""
+        if row == NO_ROW:
+            return np.empty((0, 4), dtype=np.float32)
+        path = self.index.root / self.index.sweep_file(row)
+        data = read_bytes(path, clip=str(path))
+        if len(data) % (4 * _POINT_VALUES):
+            raise ClipError(
+                str(path), f"{path} has {len(data)} bytes, which is no whole number of points of {_POINT_VALUES} float32"
+            )
+        points = np.frombuffer(data, dtype="<f4").reshape(-1, _POINT_VALUES)[:, :4]
+        points = points[np.isfinite(points).all(-1)]
+        points[:, 3] /= 255
+        return points
+
+    def _pix_from_lidar(self, index: int, pix_from_cam: Float64[np.ndarray, "T V 3 3"]) -> Float32[np.ndarray, "T V 3 4"]:
+        """Zero where a frame has no sweep."""
+        rows, sweeps = self.clips["clip_images"][index], self.clips["clip_sweeps"][index]
+        cam_from_lidar = self.index.cam_from_world(rows) @ self.index.world_from_lidar(np.maximum(sweeps, 0))[:, None]
+        is_there = (sweeps != NO_ROW)[:, None, None, None]
+        return np.where(is_there, pix_from_cam @ cam_from_lidar[..., :3, :], 0).astype(np.float32)
