@@ -253,19 +253,19 @@ class SimipuObjective(Objective):
             images = denormalise(normalise(batch.shared["images"][sample : sample + 1, frame : frame + 1]))[0, 0]  # (V, 3, H, W)
             valid = prepared["pair_valid"][sample]
             places = (prepared["camera"][sample], prepared["pixels"][sample])
-            shown.append(paint_points(0.6 * images, *places, colourise((similarity[sample] + 1) / 2), valid))
+            shown.append(paint_points(0.6 * images, *places, colourise(similarity[sample]), valid))
             marked = _most_typical(similarity[sample], valid)
             field = self._similarity_map(
                 clips.tokens, sample, frame // self._tubelet_frames(batch), compared.point[sample, marked]
             )
             grown = F.interpolate(field[:, None], images.shape[-2:], mode="nearest")[:, 0]
-            blended = 0.35 * images.mean(1, keepdim=True) + 0.65 * colourise((grown + 1) / 2).movedim(-1, 1)
+            blended = 0.35 * images.mean(1, keepdim=True) + 0.65 * colourise(grown).movedim(-1, 1)
             white = torch.ones(len(valid), 3, device=images.device)
             is_marked = valid & (torch.arange(len(valid), device=valid.device) == marked)
             maps.append(paint_points(blended, *places, white, is_marked, radius_px=2))
         return {
-            "LiDAR centres, red: like their pixel, blue: not": tile_cameras(torch.stack(shown))[:, None],
-            "likeness to the centre marked white": tile_cameras(torch.stack(maps))[:, None],
+            "LiDAR centres, from blue to red: like their pixel": tile_cameras(torch.stack(shown))[:, None],
+            "from blue to red: like the centre marked white": tile_cameras(torch.stack(maps))[:, None],
         }
 
     def compare(self, tokens: Float[Tensor, "BV N C"], prepared: Mapping[str, Tensor]) -> Compared:

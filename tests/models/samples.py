@@ -1,10 +1,14 @@
 """Small models and batches for the tests of models/."""
 
+import math
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 
 from models.batch import Batch
-from models.config import CrocoConfig, EncoderConfig, Grid, MaskConfig, TransformerShape
+from models.config import CrocoConfig, EncoderConfig, Grid, MaskConfig, SimipuConfig, TransformerShape
+from models.objectives.base import Preparation
 from models.pretraining import build_preparations
 
 PATCH_PX = 4
@@ -44,3 +48,41 @@ def random_batch(
 
 def _stack(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+
+
+SIMIPU = SimipuConfig(points="tiny")
+SURROUND_CAMERAS = 3
+
+
+def surround_sample(
+    grid: Grid = VIDEO_GRID, *, tubelet_frames: int = 2, cameras: int = SURROUND_CAMERAS, points: int = 4000, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random images of cameras that look around evenly, 120 degrees wide, and a sweep of ground and walls for each frame."""
+    rng = np.random.default_rng(seed)
+    frames, height, width = grid.t * tubelet_frames, grid.h * PATCH_PX, grid.w * PATCH_PX
+    focal = width / 2 / math.tan(math.pi / 3)
+    pix_from_cam = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    projections = []
+    for yaw in 2 * math.pi * np.arange(cameras) / cameras:
+        right, ahead = (math.sin(yaw), -math.cos(yaw), 0), (math.cos(yaw), math.sin(yaw), 0)
+        projections.append(pix_from_cam @ np.column_stack([np.array([right, (0, 0, -1), ahead]), np.zeros(3)]))
+    bearing, reach = rng.uniform(-math.pi, math.pi, frames * points), rng.uniform(3, 40, frames * points)
+    height_m = np.where(rng.random(frames * points) < 0.5, -1.8, rng.uniform(-1.8, 6, frames * points))
+    cloud = np.stack([reach * np.cos(bearing), reach * np.sin(bearing), height_m, rng.random(frames * points)], axis=-1)
+    return {
+        "images": rng.integers(0, 256, (frames, cameras, 3, height, width), dtype=np.uint8),
+        "points_lidar": cloud.astype(np.float32),
+        "first_point": points * np.arange(frames + 1),
+        "pix_from_lidar": np.broadcast_to(np.array(projections, dtype=np.float32), (frames, cameras, 3, 4)),
+    }
+
+
+def surround_batch(preparations: Mapping[str, Preparation], samples: Sequence[dict[str, np.ndarray]], *, seed: int = 0) -> Batch:
+    """What the loader makes of `samples` for these objectives."""
+    prepared = {
+        name: _stack([preparation.prepare(sample, np.random.default_rng((seed, slot))) for slot, sample in enumerate(samples)])
+        for name, preparation in preparations.items()
+    }
+    kept = sorted(frozenset[str]().union(*(preparation.keeps for preparation in preparations.values())))
+    shared = _stack([{name: sample[name] for name in kept} for sample in samples])
+    return Batch(shared, prepared, tuple(f"clip {slot}" for slot in range(len(samples))))
