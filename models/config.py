@@ -89,9 +89,9 @@ POINT_SHAPES = {
     "tiny": PointShape(
         2048,
         (
-            SetAbstractionShape(256, (0.8, 1.6), (16, 16), ((16, 16, 32),) * 2, 32),
-            SetAbstractionShape(128, (1.6, 3.2), (16, 16), ((32, 32, 64),) * 2, 64),
-            SetAbstractionShape(64, (3.2, 6.4), (8, 8), ((64, 64, 128),) * 2, 128),
+            SetAbstractionShape(256, (1.6, 3.2), (16, 16), ((16, 16, 32),) * 2, 32),
+            SetAbstractionShape(128, (3.2, 6.4), (16, 16), ((32, 32, 64),) * 2, 64),
+            SetAbstractionShape(64, (6.4, 12.8), (8, 8), ((64, 64, 128),) * 2, 128),
         ),
     ),
     "lean": PointShape(

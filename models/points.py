@@ -49,14 +49,43 @@ class PointLayer(nn.Module):
         self.linear = build_linear(inputs, outputs)
         if norm == "batch":
             self.linear.register_parameter("bias", None)
-        self.norm = BatchNorm(outputs) if norm == "batch" else Norm(outputs)
+        self.norm = build_norm(outputs, norm)
 
     def forward(self, x: Float[Tensor, "N F"]) -> Float[Tensor, "N C"]:
-        return self.normalise(self.linear(x))
+        return _normalise(self.norm, self.linear(x))
 
-    def normalise(self, x: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-        """What follows the linear map; back in its precision, because the next layer keeps it for the backward."""
-        return self.norm(x).to(x.dtype)
+
+class NeighbourLinear(nn.Module):
+    """The linear map of what every neighbour shows: of its features before the gather, of its offset after.
+
+    It holds its weights itself, because ZeRO gathers what the module that is called holds.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, radius_m: float, use_xyz: bool, norm: PointNorm) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.radius_m = radius_m
+        self.use_xyz = use_xyz
+        linear = build_linear(inputs + 3 if use_xyz else inputs, outputs)
+        self.weight = linear.weight
+        if norm == "batch":
+            self.register_parameter("bias", None)
+        else:
+            self.bias = linear.bias
+            # A LayerNorm takes out the size of what it gets, and a single intensity has nothing but its size.
+            bound = linear.in_features**-0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(
+        self, xyz: Float32[Tensor, "B P 3"], features: Float[Tensor, "B P F"], neighbours: Int[Tensor, "B M k"]
+    ) -> Float[Tensor, "N C"]:
+        of_features = _gather(F.linear(features, self.weight[:, : self.inputs], self.bias), neighbours)
+        if not self.use_xyz:
+            return of_features.flatten(0, 2)
+        offset = (_gather(xyz, neighbours) - xyz[:, : neighbours.shape[1], None]) / self.radius_m  # (B, M, k, 3)
+        with torch.autocast(xyz.device.type, enabled=False):
+            of_offset = F.linear(offset, self.weight[:, self.inputs :].float())
+        return (of_features + of_offset).to(of_features.dtype).flatten(0, 2)
 
 
 class Ring(nn.Module):
@@ -64,37 +93,18 @@ class Ring(nn.Module):
 
     def __init__(self, inputs: int, widths: Sequence[int], *, radius_m: float, use_xyz: bool, norm: PointNorm) -> None:
         super().__init__()
-        self.inputs = inputs
-        self.radius_m = radius_m
-        self.use_xyz = use_xyz
-        joined = inputs + 3 if use_xyz else inputs
-        self.first = PointLayer(joined, widths[0], norm)
-        if self.first.linear.bias is not None:
-            # A LayerNorm takes out the size of what it gets, and a single intensity has nothing but its size.
-            nn.init.uniform_(self.first.linear.bias, -(joined**-0.5), joined**-0.5)
-        self.others = nn.ModuleList(PointLayer(before, after, norm) for before, after in itertools.pairwise(widths))
+        self.embed = NeighbourLinear(inputs, widths[0], radius_m=radius_m, use_xyz=use_xyz, norm=norm)
+        self.norm = build_norm(widths[0], norm)
+        self.layers = nn.ModuleList(PointLayer(before, after, norm) for before, after in itertools.pairwise(widths))
 
     def forward(
         self, xyz: Float32[Tensor, "B P 3"], features: Float[Tensor, "B P F"], neighbours: Int[Tensor, "B M k"]
     ) -> Float[Tensor, "B M C"]:
-        x = self.first.normalise(self._embed(xyz, features, neighbours))  # (B M k, C)
-        for layer in self.others:
+        x = _normalise(self.norm, self.embed(xyz, features, neighbours))  # (B M k, C)
+        for layer in self.layers:
             x = layer(F.relu(x))
         # Unlike amax, max keeps where it found it and not all entries; the backward is several times as fast.
         return F.relu(x.unflatten(0, neighbours.shape).max(dim=2).values)
-
-    def _embed(
-        self, xyz: Float32[Tensor, "B P 3"], features: Float[Tensor, "B P F"], neighbours: Int[Tensor, "B M k"]
-    ) -> Float[Tensor, "N C"]:
-        """The first linear map of every neighbour: of its features before the gather, of its offset after."""
-        weight, bias = self.first.linear.weight, self.first.linear.bias
-        of_features = _gather(F.linear(features, weight[:, : self.inputs], bias), neighbours)
-        if not self.use_xyz:
-            return of_features.flatten(0, 2)
-        offset = (_gather(xyz, neighbours) - xyz[:, : neighbours.shape[1], None]) / self.radius_m  # (B, M, k, 3)
-        with torch.autocast(xyz.device.type, enabled=False):
-            of_offset = F.linear(offset, weight[:, self.inputs :].float())
-        return (of_features + of_offset).to(of_features.dtype).flatten(0, 2)
 
 
 class SetAbstraction(nn.Module):
@@ -138,6 +148,16 @@ class PointEncoder(nn.Module):
             features = level(xyz, features, around)
             xyz = xyz[:, : features.shape[1]]
         return features.float()
+
+
+def build_norm(width: int, norm: PointNorm) -> nn.Module:
+    """The norm of so many features."""
+    return BatchNorm(width) if norm == "batch" else Norm(width)
+
+
+def _normalise(norm: nn.Module, x: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    """Back in its precision, because the next layer keeps it for the backward."""
+    return norm(x).to(x.dtype)
 
 
 def _gather(rows: Float[Tensor, "B P C"], neighbours: Int[Tensor, "B M k"]) -> Float[Tensor, "B M k C"]:

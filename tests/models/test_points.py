@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.clouds import Cloud, Similarity, describe_cloud, transform_points
 from models.config import POINT_SHAPES, PointShape
-from models.points import PointEncoder, PointNorm, Ring
+from models.points import NeighbourLinear, PointEncoder, PointNorm, Ring
 from tests.models.test_clouds import SMALL, random_points
 
 VARIANTS = [
@@ -47,33 +47,34 @@ def randomise(module: nn.Module) -> None:
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
 
 
-def layer_by_hand(layer: nn.Module, x: Tensor) -> Tensor:
-    x = x @ layer.linear.weight.T
-    if layer.linear.bias is not None:
-        x = x + layer.linear.bias
+def layer_by_hand(linear: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    x = x @ linear.weight.T
+    if linear.bias is not None:
+        x = x + linear.bias
         dims, eps = (-1,), 1e-6
     else:
         dims, eps = tuple(range(x.dim() - 1)), 1e-3
     centred = x - x.mean(dims, keepdim=True)
-    return torch.relu(centred / (centred.square().mean(dims, keepdim=True) + eps).sqrt() * layer.norm.weight + layer.norm.bias)
+    return torch.relu(centred / (centred.square().mean(dims, keepdim=True) + eps).sqrt() * norm.weight + norm.bias)
 
 
 def ring_by_hand(ring: Ring, xyz: Tensor, features: Tensor, neighbours: Tensor) -> Tensor:
     """Gather everything, then all layers: what the split first layer must equal."""
     batch = torch.arange(len(xyz))[:, None, None]
     x = features[batch, neighbours.long()]  # (B, M, k, F)
-    if ring.use_xyz:
+    if ring.embed.use_xyz:
         offset = xyz[batch, neighbours.long()] - xyz[:, : neighbours.shape[1], None]
-        x = torch.cat([x, offset / ring.radius_m], dim=-1)
-    for layer in (ring.first, *ring.others):
-        x = layer_by_hand(layer, x)
+        x = torch.cat([x, offset / ring.embed.radius_m], dim=-1)
+    x = layer_by_hand(ring.embed, ring.norm, x)
+    for layer in ring.layers:
+        x = layer_by_hand(layer.linear, layer.norm, x)
     return x.amax(dim=2)
 
 
 def encode_by_hand(encoder: PointEncoder, xyz: Tensor, features: Tensor, neighbours: list[list[Tensor]]) -> Tensor:
     for level, rings in zip(encoder.levels, neighbours, strict=True):
         found = [ring_by_hand(ring, xyz, features, around) for ring, around in zip(level.rings, rings, strict=True)]
-        features = layer_by_hand(level.join, torch.cat(found, dim=-1))
+        features = layer_by_hand(level.join.linear, level.join.norm, torch.cat(found, dim=-1))
         xyz = xyz[:, : features.shape[1]]
     return features
 
@@ -220,11 +221,16 @@ def test_bf16_stays_near_float32_with_weights_of_either_kind(norm: PointNorm, us
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_linear_layers_start_xavier_uniform(norm: PointNorm) -> None:
     encoder = build(norm, use_xyz=True, shape=POINT_SHAPES["lean"])
-    for name, module in encoder.named_modules():
-        if isinstance(module, nn.Linear):
-            bound = math.sqrt(6 / (module.in_features + module.out_features))
-            assert module.weight.abs().max() <= bound
-            assert module.bias is None or not module.bias.any() or name.endswith("first.linear")
+    maps = [module for module in encoder.modules() if isinstance(module, nn.Linear | NeighbourLinear)]
+    assert len(maps) == 3 * 3 * 3 + 3  # levels, rings and layers, and what joins the rings of a level
+    for linear in maps:
+        bound = math.sqrt(6 / sum(linear.weight.shape))
+        assert linear.weight.abs().max() <= bound
+        assert linear.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.2)
+        if norm == "batch":
+            assert linear.bias is None
+        else:
+            assert linear.bias.any() == isinstance(linear, NeighbourLinear)
 
 
 def count_by_hand(shape: PointShape, *, features: int, use_xyz: bool, has_bias: bool) -> int:
