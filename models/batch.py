@@ -24,8 +24,12 @@ class Batch:
         scene                                        int64    equal numbers are the same scene
     and of surround clips:
         images                                       uint8    T V 3 H W
+        pix_from_ego                                 float32  T V 3 4, of the car as it stood when the frame's first camera fired
+        first_from_ego                               float32  T 4 4, of that car to that of the first frame
+        elapsed_s                                    float32  T, since the first frame
         points_lidar                                 float32  P 4, the sweeps of all frames: x, y, z in metres and intensity to 1
         first_point                                  int64    T + 1, where each frame's points begin; a frame may have none
+        ego_from_lidar                               float32  T 4 4, through the motion between sweep and frame; 0 without a sweep
         pix_from_lidar                               float32  T V 3 4, through ego motion, intrinsics and window
     `prepared[name]` is what objective `name` made of it, as its Preparation says.
     `clips` names each sample for logs and pictures, `replaced` says which clips could not be read, and why.

@@ -6,64 +6,23 @@
 depend on data. A rank computes the rows of its own queries against all keys, a few rows at a time: the logits of one chunk
 are made again in the backward instead of being kept.
 
-What other ranks are is not known here: `Peers` is handed in (`trainer.parallel.peers`), and one process is `Alone`.
+What other ranks are is told by `Peers`.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from models.peers import Peers, share_of_mean
+
 LOGITS_BYTES = 256 * 2**20
 """Of one chunk of logits."""
 
 _EXCLUDED = -1e4
 """Added to the logit of a pair that is not valid: its exponential is 0 in float32, and unlike -inf it leaves gradients finite."""
-
-
-@runtime_checkable
-class Peers(Protocol):
-    """All ranks of a run, as far as a loss may know them. Both calls are collective: every rank makes them, with equal shapes."""
-
-    @property
-    def rank(self) -> int:
-        """Of this process."""
-        ...
-
-    @property
-    def world_size(self) -> int:
-        """How many ranks there are."""
-        ...
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """The rows of rank 0, then of rank 1, ...; a gradient goes back to the rank whose row it is, summed over all ranks."""
-        ...
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum over all ranks, without gradient."""
-        ...
-
-
-@dataclass(frozen=True)
-class Alone:
-    """One process, or one that keeps to itself."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """As Peers has it."""
-        return rows
-
-    def sum(self, value: Tensor) -> Tensor:
-        """As Peers has it."""
-        return value
-
-
-ALONE = Alone()
 
 
 class Retrieval(NamedTuple):
@@ -103,7 +62,7 @@ def retrieve(
         ]
         loss, better = (torch.cat(part) for part in zip(*parts, strict=True))
         candidates = peers.sum(valid.sum().float())
-        return Retrieval(loss, better, valid, candidates, peers.world_size / candidates.clamp(min=1))
+        return Retrieval(loss, better, valid, candidates, share_of_mean(candidates, peers))
 
 
 def _retrieve_rows(

@@ -13,11 +13,11 @@ from torch import nn
 
 from models.batch import Batch, Losses
 from models.config import CrocoConfig, EncoderConfig, Grid, ObjectiveConfig, SimipuConfig
-from models.contrast import ALONE, Peers
 from models.encoder import VideoEncoder, build_encoder
 from models.objectives.base import Objective, Preparation, encode
 from models.objectives.croco import CrocoPreparation, build_croco
 from models.objectives.simipu import SimipuPreparation, build_simipu
+from models.peers import ALONE, Peers
 
 Task = Literal["train", "evaluate", "draw"]
 

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.batch import Batch, Losses
-from models.contrast import Peers
 from models.encoder import ClipGroup, VideoEncoder
+from models.peers import Peers
 
 
 @runtime_checkable

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from models.batch import Batch, Losses
 from models.config import DECODER_SHAPES, CrocoConfig, EncoderConfig, Grid
-from models.contrast import Peers
 from models.decoders import CrossViewDecoder
 from models.encoder import ClipGroup, VideoEncoder
 from models.images import denormalise, normalise
 from models.masking import count_visible, draw_visible
 from models.objectives.base import Encoded, Objective, encode
+from models.peers import Peers
 
 _VARIANCE_EPS = 1e-6
 _MASK_GREY = 0.5

@@ -34,10 +34,11 @@ from torch.nn import functional as F
 from models.batch import Batch, Losses
 from models.clouds import Cloud, describe_cloud, draw_similarity, match_centres, transform_points
 from models.config import Grid, SimipuConfig
-from models.contrast import ALONE, Peers, Retrieval, retrieve
+from models.contrast import Retrieval, retrieve
 from models.encoder import ClipGroup, VideoEncoder
 from models.images import colourise, denormalise, normalise, paint_points, tile_cameras
 from models.objectives.base import Encoded, Objective, encode
+from models.peers import ALONE, Peers
 from models.points import PointEncoder, PointLayer, PointNorm
 
 _MAX_YAW_RAD = np.pi / 2

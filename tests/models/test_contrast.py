@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import contrast
-from models.contrast import ALONE, retrieve
+from models.contrast import retrieve
+from models.peers import ALONE
 
 TEMPERATURE = 0.07
 

@@ -6,13 +6,14 @@ intrinsics, and the window (crop, scale, mirror) through which the image is seen
 
     pix_from_lidar = out_from_source · pix_from_cam · cam_from_world(image time) · world_from_ego(sweep time) · ego_from_lidar
 
-Things that move by themselves between the two times are off by that motion. A frame without a sweep has no points.
+Things that move by themselves between the two times are off by that motion. A frame without a sweep has no points. The ego
+frame of an instant is that of its first camera's time; `pix_from_ego` holds how the car moved until another camera fired.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 from trainer.config.data import AugmentConfig, NuscenesData
 from trainer.data.clips import name_clip, read_clip
@@ -24,8 +25,8 @@ from trainer.data.source import Sample
 from trainer.data.transforms import Window, draw_window, jitter_colours, place_window
 from trainer.errors import ClipError
 
-CAMERA_FIELDS = frozenset({"images"})
-LIDAR_FIELDS = frozenset({"points_lidar", "first_point", "pix_from_lidar"})
+CAMERA_FIELDS = frozenset({"images", "pix_from_ego", "first_from_ego", "elapsed_s"})
+LIDAR_FIELDS = frozenset({"points_lidar", "first_point", "ego_from_lidar", "pix_from_lidar"})
 
 _POINT_VALUES = 5
 """x, y, z in metres, intensity from 0 to 255, ring: nuScenes' .pcd.bin, little-endian float32."""
@@ -69,12 +70,24 @@ class SurroundSource:
             raise ClipError(self.name(index), error.reason) from error
         jitter = self.augment.colour_jitter if self.augment else 0.0
         images = jitter_colours(read.images, jitter, rng)
-        sample: dict[str, np.ndarray] = {"images": np.ascontiguousarray(np.moveaxis(images, -1, -3))}
+        # of each frame, as the car stood when its first camera fired
+        world_from_ego = read.world_from_ego[:, 0]
+        pix_from_world = read.pix_from_cam @ self.index.cam_from_world(rows)[..., :3, :]
+        sample: dict[str, np.ndarray] = {
+            "images": np.ascontiguousarray(np.moveaxis(images, -1, -3)),
+            "pix_from_ego": (pix_from_world @ world_from_ego[:, None]).astype(np.float32),
+            "first_from_ego": (np.linalg.inv(world_from_ego[0]) @ world_from_ego).astype(np.float32),
+            "elapsed_s": ((read.timestamp_us[:, 0] - read.timestamp_us[0, 0]) / 1e6).astype(np.float32),
+        }
         if self.index.has_sweeps:
+            world_from_lidar, is_there = self._world_from_lidar(index)
+            ego_from_lidar = np.linalg.inv(world_from_ego) @ world_from_lidar
+            pix_from_lidar = pix_from_world @ world_from_lidar[:, None]
             sample |= {
                 "points_lidar": np.concatenate(points),
                 "first_point": np.cumsum([0, *map(len, points)]),
-                "pix_from_lidar": self._pix_from_lidar(index, read.pix_from_cam),
+                "ego_from_lidar": np.where(is_there[:, None, None], ego_from_lidar, 0).astype(np.float32),
+                "pix_from_lidar": np.where(is_there[:, None, None, None], pix_from_lidar, 0).astype(np.float32),
             }
         return sample
 
@@ -102,9 +115,7 @@ class SurroundSource:
         points[:, 3] /= 255
         return points
 
-    def _pix_from_lidar(self, index: int, pix_from_cam: Float64[np.ndarray, "T V 3 3"]) -> Float32[np.ndarray, "T V 3 4"]:
-        """Zero where a frame has no sweep."""
-        rows, sweeps = self.clips["clip_images"][index], self.clips["clip_sweeps"][index]
-        cam_from_lidar = self.index.cam_from_world(rows) @ self.index.world_from_lidar(np.maximum(sweeps, 0))[:, None]
-        is_there = (sweeps != NO_ROW)[:, None, None, None]
-        return np.where(is_there, pix_from_cam @ cam_from_lidar[..., :3, :], 0).astype(np.float32)
+    def _world_from_lidar(self, index: int) -> tuple[Float64[np.ndarray, "T 4 4"], Bool[np.ndarray, " T"]]:
+        """Of each frame's sweep at its own time, and whether there is one."""
+        sweeps = self.clips["clip_sweeps"][index]
+        return self.index.world_from_lidar(np.maximum(sweeps, 0)), sweeps != NO_ROW

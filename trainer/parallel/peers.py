@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.contrast import Alone, Peers
+from models.peers import Alone, Peers
 
 
 class _Gather(torch.autograd.Function):

@@ -65,6 +65,10 @@ def test_a_sample_has_every_field_it_offers_in_the_documented_shape(video: Nusce
     sample = source.load(5, stream())
     assert {name: (array.dtype.name, array.shape) for name, array in sample.items()} == {
         "images": ("uint8", (FRAMES, len(YAWS), 3, 16, 32)),
+        "pix_from_ego": ("float32", (FRAMES, len(YAWS), 3, 4)),
+        "first_from_ego": ("float32", (FRAMES, 4, 4)),
+        "elapsed_s": ("float32", (FRAMES,)),
+        "ego_from_lidar": ("float32", (FRAMES, 4, 4)),
         "points_lidar": ("float32", (FRAMES * 2, 4)),
         "first_point": ("int64", (FRAMES + 1,)),
         "pix_from_lidar": ("float32", (FRAMES, len(YAWS), 3, 4)),
@@ -122,6 +126,19 @@ def test_a_point_falls_on_its_pixel_through_motion_crop_scale_and_mirror(
         shown = read_ramp(sample["images"][frame, view, :, row, column], WIDTH, HEIGHT)
         pixel = max(WIDTH / 32, HEIGHT / 16)  # of the output, in pixels of the source; JPEG and rounding blur the ramp by one
         assert np.abs(shown - source_pixel).max() < pixel / 2 + 1
+
+
+def test_ego_frames_join_images_sweeps_and_times(video: NuscenesData) -> None:
+    sample = source_of(video).load(4, stream(1))
+    speed, begin_s = SPEED_M_S["scene-0001"], 4 * PERIOD_US / 1e6
+    np.testing.assert_allclose(sample["elapsed_s"], np.arange(FRAMES) * PERIOD_US / 1e6, atol=1e-6)
+    point = np.array([10.0, -3.0, 0.5])
+    for frame in range(FRAMES):
+        time_s = begin_s + frame * PERIOD_US / 1e6
+        seen_by_first = ego_of(world_of(point, time_s, speed), begin_s, speed)
+        np.testing.assert_allclose(sample["first_from_ego"][frame] @ np.append(point, 1), [*seen_by_first, 1], atol=1e-4)
+        through_ego = sample["pix_from_ego"][frame] @ sample["ego_from_lidar"][frame]
+        np.testing.assert_allclose(through_ego, sample["pix_from_lidar"][frame], rtol=1e-4, atol=1e-3)
 
 
 def test_without_augmentation_the_stream_does_not_matter(video: NuscenesData) -> None:

@@ -6,7 +6,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.contrast import ALONE, Peers, retrieve
+from models.contrast import retrieve
+from models.peers import ALONE, Peers
 from tests.gloo import run_ranks
 from trainer.parallel.peers import AllRanks, find_peers
 
