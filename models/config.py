@@ -4,6 +4,7 @@ Sizes follow the ViT literature: tiny and small from DeiT (Touvron et al. 2021),
 2021, giant and gigantic from Zhai et al. 2022. Point encoders: `reference` is that of SimIPU (Li et al. 2022).
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -209,13 +210,94 @@ class SimipuConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def preset_fills_what_is_not_given(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            return SIMIPU_PRESETS.get(given.get("preset", "modern"), {}) | given
-        return given
+        return _fill_preset(given, SIMIPU_PRESETS)
 
     @property
     def shape(self) -> PointShape:
         return POINT_SHAPES[self.points]
 
 
-ObjectiveConfig = Annotated[CrocoConfig | SimipuConfig, Field(discriminator="kind")]
+class VolumeShape(NamedTuple):
+    """What MIM4D builds around the car: the box in the ego frame and its cells, depth, channels, decoder and renderer."""
+
+    low_m: tuple[float, float, float]
+    high_m: tuple[float, float, float]
+    cells: tuple[int, int, int]
+    """Along x, y, z."""
+    depth_m: tuple[float, float]
+    """Nearest and farthest depth that patches are lifted to."""
+    depth_bins: int
+    lifted: int
+    """Channels of a lifted volume."""
+    rendered: int
+    """Channels of the volume that is rebuilt and rendered."""
+    short_width: int
+    long_width: int
+    """Of the temporal decoder's branches."""
+    coarse: int
+    fine: int
+    """Samples on a ray."""
+
+
+VOLUME_SHAPES = {
+    "tiny": VolumeShape((-25.6, -25.6, -3.2), (25.6, 25.6, 4.8), (32, 32, 5), (1.0, 33.0), 32, 32, 16, 64, 32, 32, 12),
+    "base": VolumeShape((-51.2, -51.2, -3.2), (51.2, 51.2, 4.8), (128, 128, 5), (1.0, 65.0), 64, 128, 32, 128, 64, 72, 24),
+    "fine": VolumeShape((-54.0, -54.0, -3.2), (54.0, 54.0, 4.8), (180, 180, 5), (1.0, 60.0), 118, 256, 32, 128, 64, 72, 24),
+}
+
+MIM4D_PRESETS: dict[str, dict[str, Any]] = {
+    "modern": {},
+    "reference": {"mask_ratio": 0.3, "targets": "current_and_past", "eikonal_weight": 0.0},
+}
+"""What a preset says instead of the defaults, unless the config says it itself."""
+
+
+class Mim4dConfig(Section):
+    """Masked multi-view video with volume rendering (Zou et al. 2024, MIM4D)."""
+
+    kind: Literal["mim4d"] = "mim4d"
+    weight: float = Field(1.0, gt=0)
+    """Factor on this objective's loss in the sum over objectives."""
+    preset: Literal["modern", "reference"] = "modern"
+    """modern is what the keys below have by default; reference sets them as published, whatever is not given."""
+    mode: Literal["frame", "surround", "spacetime"] = "frame"
+    """What attends to what: an image to itself, all cameras of an instant to each other, or the whole clip but the withheld instant."""
+    volume: Literal["tiny", "base", "fine"] = "base"
+    """Box around the car, its cells, and sizes of decoder and renderer; base and fine are the published grids of 0.8 and 0.6 m."""
+    lift: Literal["pull", "push"] = "pull"
+    """How patches get into cells: each cell looks up what projects to it, or each patch is spread along its depths (LSS)."""
+    mask_ratio: float = Field(0.5, ge=0, lt=1)
+    """Share of the image cells that is hidden from the encoder."""
+    mask_cell_px: int = Field(32, ge=4)
+    """Side of the square cells that are hidden or seen as a whole."""
+    targets: Literal["any", "current_and_past"] = "any"
+    """Which two instants are rebuilt and rendered: any two of the clip, or the newest and one before it."""
+    rays: int = Field(512, ge=1)
+    """Rays for each camera of a target."""
+    depth_supervision: bool = True
+    """Learn from LiDAR where it hits; without, colours alone, and no LiDAR is needed."""
+    rgb_weight: float = Field(10.0, ge=0)
+    """Factor on the mean absolute error of colours, which lie in [0, 1]."""
+    depth_weight: float = Field(10.0, ge=0)
+    """Factor on the mean absolute error of depths, in units of the grid's largest bound."""
+    eikonal_weight: float = Field(0.01, ge=0)
+    """Factor on how far the signed distance's gradient is from unit length."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def preset_fills_what_is_not_given(cls, given: Any) -> Any:
+        return _fill_preset(given, MIM4D_PRESETS)
+
+    @property
+    def shape(self) -> VolumeShape:
+        return VOLUME_SHAPES[self.volume]
+
+
+ObjectiveConfig = Annotated[CrocoConfig | SimipuConfig | Mim4dConfig, Field(discriminator="kind")]
+
+
+def _fill_preset(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Keys of the preset that is asked for under the keys that are given."""
+    if isinstance(given, dict):
+        return {**presets.get(given.get("preset", "modern"), {}), **given}
+    return given

@@ -4,6 +4,8 @@ Pixels are bytes up to here; the encoder reads them less ImageNet's mean and div
 For pictures: values as colours, cameras side by side, marks on images.
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -77,3 +79,22 @@ def paint_points(
         columns = slice(max(u - radius_px, 0), min(u + radius_px + 1, W))
         painted[int(camera[place]), :, rows, columns] = colours[place][:, None, None]
     return painted
+
+
+def paint_depth(depth_m: Float[Tensor, "*n"], far_m: float) -> Float[Tensor, "*n 3"]:
+    """Near is red, far is blue, even in the logarithm."""
+    near_m = 1.0
+    share = torch.log(depth_m.clamp(min=near_m) / near_m) / math.log(far_m / near_m)
+    return colourise(1 - share)
+
+
+def paint_flow(flow_m: Float[Tensor, "B Q Y X 2"]) -> Float[Tensor, "B 3 Y X"]:
+    """Of the first source: direction as hue, length as how strong the colour is; x up and y left, as the car drives up."""
+    x, y = flow_m[:, 0].unbind(-1)
+    length = torch.hypot(x, y)
+    strength = (length / length.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6))[..., None]
+    angle = torch.atan2(y, x)[..., None]
+    thirds = torch.arange(3, device=flow_m.device) * (2 * math.pi / 3)
+    hue = 0.5 + 0.5 * torch.cos(angle - thirds)
+    colours = 1 - strength * (1 - hue)  # (B, Y, X, 3)
+    return colours.permute(0, 3, 2, 1).flip(2, 3)

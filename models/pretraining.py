@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from models.batch import Batch, Losses
-from models.config import CrocoConfig, EncoderConfig, Grid, ObjectiveConfig, SimipuConfig
+from models.config import CrocoConfig, EncoderConfig, Grid, Mim4dConfig, ObjectiveConfig, SimipuConfig
 from models.encoder import VideoEncoder, build_encoder
 from models.objectives.base import Objective, Preparation, encode
 from models.objectives.croco import CrocoPreparation, build_croco
+from models.objectives.mim4d import Mim4dObjective
+from models.objectives.mim4d_prepare import Instants, Mim4dPreparation
 from models.objectives.simipu import SimipuPreparation, build_simipu
 from models.peers import ALONE, Peers
 
@@ -74,23 +76,27 @@ def _build_objective(
             return build_croco(config, encoder_config, encoder, grid)
         case SimipuConfig():
             return build_simipu(config, encoder, grid, cameras=cameras)
+        case Mim4dConfig():
+            return Mim4dObjective(_find_instants(config, encoder_config, grid, cameras), encoder_width=encoder.shape.width)
 
 
 def build_preparations(
     objectives: Sequence[ObjectiveConfig], grid: Grid, encoder_config: EncoderConfig, *, cameras: int = 1
 ) -> dict[str, Preparation]:
     """What the loader's workers do for each objective, by its name."""
+    return {config.kind: _build_preparation(config, grid, encoder_config, cameras) for config in objectives}
+
+
+def _build_preparation(config: ObjectiveConfig, grid: Grid, encoder_config: EncoderConfig, cameras: int) -> Preparation:
     blocks = encoder_config.shape.depth if encoder_config.drop_path else 0
-    return {config.kind: _build_preparation(config, grid, encoder_config, blocks, cameras) for config in objectives}
-
-
-def _build_preparation(
-    config: ObjectiveConfig, grid: Grid, encoder_config: EncoderConfig, drop_path_blocks: int, cameras: int
-) -> Preparation:
     match config:
         case CrocoConfig():
-            return CrocoPreparation(config, grid, drop_path_blocks)
+            return CrocoPreparation(config, grid, blocks)
         case SimipuConfig():
-            return SimipuPreparation(
-                config, grid, encoder_config.patch_px, encoder_config.tubelet_frames, cameras, drop_path_blocks
-            )
+            return SimipuPreparation(config, grid, encoder_config.patch_px, encoder_config.tubelet_frames, cameras, blocks)
+        case Mim4dConfig():
+            return Mim4dPreparation(_find_instants(config, encoder_config, grid, cameras), blocks)
+
+
+def _find_instants(config: Mim4dConfig, encoder_config: EncoderConfig, grid: Grid, cameras: int) -> Instants:
+    return Instants(config, grid, encoder_config.patch_px, encoder_config.tubelet_frames, cameras)

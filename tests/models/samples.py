@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from models.batch import Batch
-from models.config import CrocoConfig, EncoderConfig, Grid, MaskConfig, SimipuConfig, TransformerShape
+from models.config import CrocoConfig, EncoderConfig, Grid, MaskConfig, Mim4dConfig, SimipuConfig, TransformerShape
 from models.objectives.base import Preparation
 from models.pretraining import build_preparations
 
@@ -51,6 +51,7 @@ def _stack(samples: list[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
 
 
 SIMIPU = SimipuConfig(points="tiny")
+MIM4D = Mim4dConfig(volume="tiny", mask_cell_px=2 * PATCH_PX, rays=12)
 SURROUND_CAMERAS = 3
 
 
@@ -74,7 +75,20 @@ def surround_sample(
         "points_lidar": cloud.astype(np.float32),
         "first_point": points * np.arange(frames + 1),
         "pix_from_lidar": np.broadcast_to(np.array(projections, dtype=np.float32), (frames, cameras, 3, 4)),
+        "pix_from_ego": np.broadcast_to(np.array(projections, dtype=np.float32), (frames, cameras, 3, 4)),
+        "ego_from_lidar": np.broadcast_to(np.eye(4, dtype=np.float32), (frames, 4, 4)),
+        "first_from_ego": _drive(0.5 * np.arange(frames)),
+        "elapsed_s": 0.5 * np.arange(frames, dtype=np.float32),
     }
+
+
+def _drive(elapsed_s: np.ndarray) -> np.ndarray:
+    """Ahead at 4 m/s in a turn to the left of 0.2 rad/s."""
+    pose = np.zeros((len(elapsed_s), 4, 4), dtype=np.float32)
+    yaw = 0.2 * elapsed_s
+    pose[:, 0, 0], pose[:, 0, 1], pose[:, 1, 0], pose[:, 1, 1] = np.cos(yaw), -np.sin(yaw), np.sin(yaw), np.cos(yaw)
+    pose[:, 0, 3], pose[:, 2, 2], pose[:, 3, 3] = 4 * elapsed_s, 1, 1
+    return pose
 
 
 def surround_batch(preparations: Mapping[str, Preparation], samples: Sequence[dict[str, np.ndarray]], *, seed: int = 0) -> Batch:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from models.config import CrocoConfig, EncoderConfig, Grid, ObjectiveConfig, Section
+from models.config import CrocoConfig, EncoderConfig, Grid, Mim4dConfig, ObjectiveConfig, Section
 from trainer.config.data import DataConfig, NuscenesData
 from trainer.config.store import StoreConfig
 from trainer.config.training import (
@@ -91,6 +91,36 @@ class RunConfig(Section):
                 raise ValueError(
                     f"objectives[{place}].mask.ratio {mask.ratio} of {tokens} tokens hides {int(mask.ratio * tokens)}; "
                     "at least one must be hidden and one visible: change the ratio or make the clip larger"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def mask_cells_tile_the_crop(self) -> "RunConfig":
+        for place, objective in enumerate(self.objectives):
+            if not isinstance(objective, Mim4dConfig):
+                continue
+            cell, patch = objective.mask_cell_px, self.encoder.patch_px
+            if cell % patch:
+                raise ValueError(
+                    f"objectives[{place}].mask_cell_px is {cell}, which encoder.patch_px {patch} does not divide; "
+                    f"set it to a multiple of {patch}"
+                )
+            for name in ("height_px", "width_px"):
+                size = getattr(self.data.clip, name)
+                if size % cell:
+                    raise ValueError(
+                        f"data.clip.{name} is {size}, which objectives[{place}].mask_cell_px {cell} does not divide; "
+                        f"set it to {max(1, round(size / cell)) * cell}, or the cells to {patch}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def spacetime_has_an_instant_to_withhold(self) -> "RunConfig":
+        for place, objective in enumerate(self.objectives):
+            if isinstance(objective, Mim4dConfig) and objective.mode == "spacetime" and self.token_grid.t < 2:
+                raise ValueError(
+                    f"objectives[{place}].mode spacetime withholds one tubelet of a clip, and a clip of {self.data.clip.frames} "
+                    f"frames has {self.token_grid.t} of {self.encoder.tubelet_frames}; lengthen data.clip.frames or set mode to frame"
                 )
         return self
 

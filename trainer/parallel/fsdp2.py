@@ -1,12 +1,13 @@
-"""Sharding with torch's fully_shard (FSDP2), one unit a transformer block, the rest in the root.
+"""Sharding with torch's fully_shard (FSDP2), one unit a transformer block, one the renderer, the rest in the root.
 
 A block is gathered before its forward and again before its backward, and the gathers of the next blocks are started
 early: explicit prefetch, because the blocks of encoder and decoder run in the order in which they are registered.
-Weights are gathered in the precision of the matrix products and gradients are reduced in float32.
+Weights are gathered in the precision of the matrix products, those of the renderer in float32; gradients are reduced in float32.
 """
 
 import datetime
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from models.layers import Block, DecoderBlock
+from models.rendering import Renderer
 from trainer.config.training import ParallelConfig
 from trainer.parallel.launch import Launch
 
@@ -36,6 +38,9 @@ def shard(model: nn.Module, launch: Launch, config: ParallelConfig) -> None:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=launch.reshard_after_forward)
         for block in _blocks(model)
     ]
+    for module in model.modules():
+        if isinstance(module, Renderer):  # distances to a centimetre do not survive weights of 8 bits
+            fully_shard(module, mesh=mesh, mp_policy=replace(policy, param_dtype=None), reshard_after_forward=False)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     _prefetch(sharded, config.prefetch_blocks)
 
