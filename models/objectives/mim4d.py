@@ -44,7 +44,7 @@ from models.volumes import DepthBins, VolumeConv, VolumeHead, lift, warp
 
 _CAMERAS_OF_A_CELL = 3
 """No rig has cells that more cameras see."""
-_PICTURE_WIDTH_PX = 96
+_PICTURE_WIDTH_PX = 48
 """Rendered images are drawn at most this wide."""
 
 
