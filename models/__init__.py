@@ -13,6 +13,11 @@ Letters of the shapes, here and everywhere:
     attention.py     one attention over packed sequences and its backends
     layers.py        blocks          positions.py  sin-cos and rotary positions          masking.py  what is hidden
     encoder.py       the video ViT   decoders.py   cross-view completion
+    clouds.py        geometry of point clouds, for the workers          points.py     the LiDAR point encoder
+    contrast.py      InfoNCE over all ranks' pairs          peers.py      what a loss may know of other ranks
+    geometry.py      motion, cameras, voxels, reading between cells      volumes.py    images lifted into voxels
+    temporal.py      a volume from its neighbours in time   rendering.py  colours and depths along rays
+    images.py        pixels for the encoder and for people
     pretraining.py   one encoder under a weighted list of objectives: the module that is trained
     objectives/      what an objective is, and one paper a file
     official_croco.py  published weights in and out       flops.py  operations that a step needs

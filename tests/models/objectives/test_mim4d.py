@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from models.batch import Batch
 from models.config import EncoderConfig, Grid, Mim4dConfig
+from models.geometry import transform, voxel_centres
 from models.objectives.base import encode
 from models.objectives.mim4d import Mim4dObjective
 from models.objectives.mim4d_prepare import Mim4dPreparation, project_into
@@ -257,17 +259,33 @@ def test_preparing_is_a_function_of_its_stream_and_survives_pickling() -> None:
     assert first["drop_path"].shape == (FRAMES * SURROUND_CAMERAS, VIDEO_ENCODER.shape.depth, 2)
 
 
+def test_moved_volumes_say_the_same_of_the_same_place_in_the_world() -> None:
+    """Volumes that hold the place of each voxel in the first frame, moved to a target's pose, hold that of its voxels."""
+    config = config_of(volume="tiny")
+    objective, batch = objective_of(model_of(config)), batch_of(config)
+    centres = voxel_centres(objective.voxels, torch.device("cpu")).view(1, 1, -1, 3)
+    first_from_ego = batch.shared["first_from_ego"]  # every frame is an instant
+    places = transform(first_from_ego, centres.expand(*first_from_ego.shape[:2], -1, -1))  # (B, I, K, 3)
+    volumes = rearrange(places, "B I (Z Y X) c -> B I c Z Y X", Z=objective.voxels.zyx[0], Y=objective.voxels.zyx[1])
+    moved = objective._nearest_volumes(volumes, batch, is_moved=True)
+    targets = batch.prepared["mim4d"]["targets"]
+    for sample in range(2):
+        for number, target in enumerate(targets[sample].tolist()):
+            inside = (..., slice(1, -1), slice(6, -6), slice(6, -6))
+            torch.testing.assert_close(moved[sample, number][inside], volumes[sample, target][inside], atol=1e-3, rtol=0)
+
+
 def test_it_overfits_two_clips() -> None:
     model, batch = model_of(config_of(rays=24)), batch_of(config_of(rays=24))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(25):
+    for _ in range(12):
         optimizer.zero_grad()
         total = model(batch, "train").total
         total.backward()
         optimizer.step()
         losses.append(total.item())
-    assert min(losses[-5:]) < 0.75 * losses[0]
+    assert min(losses[-3:]) < 0.75 * losses[0]
 
 
 def test_the_reference_preset_is_the_published_recipe_unless_a_key_says_otherwise() -> None:
