@@ -19,7 +19,7 @@ import typer
 from trainer.errors import EXIT_RETRY, ConfigError, OdonataError, PreemptedError
 
 if TYPE_CHECKING:
-    from trainer.checkpoint.tools import Checkpoint
+    from trainer.checkpoint.tools import Checkpoint, Place
 
 _PIPED_WIDTH = 10_000
 
@@ -40,6 +40,10 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 Uri = Annotated[str, typer.Argument(metavar="URI", help="A run, or one folder in its checkpoints/; local or s3://bucket/prefix.")]
 Step = Annotated[int | None, typer.Option(help="Which checkpoint of the run; the newest whole one by default.", min=0)]
+StoreSettings = Annotated[
+    list[str] | None,
+    typer.Option("--store", metavar="KEY=VALUE", help="How s3:// is reached, as a run's store section says it: endpoint_url=..."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -115,19 +119,19 @@ def look_after_checkpoints() -> None:
 
 
 @checkpoints.command("list", epilog="Example: `odonata checkpoints list runs/croco_video_tiny`")
-def list_checkpoints(uri: Uri, as_json: AsJson = False) -> None:
+def list_checkpoints(uri: Uri, store: StoreSettings = None, as_json: AsJson = False) -> None:
     """List every save of a run, with the reason where one is not whole. Sizes are compared, bytes are not: see verify."""
     from trainer.checkpoint import tools
 
-    _show_checkpoints(tools.list_checkpoints(tools.open_place(uri)), checked="sizes", as_json=as_json)
+    _show_checkpoints(tools.list_checkpoints(_open_place(uri, store)), checked="sizes", as_json=as_json)
 
 
 @checkpoints.command("show", epilog="Example: `odonata checkpoints show s3://bucket/runs/base --step 4000`")
-def show_checkpoint(uri: Uri, step: Step = None, as_json: AsJson = False) -> None:
+def show_checkpoint(uri: Uri, step: Step = None, store: StoreSettings = None, as_json: AsJson = False) -> None:
     """Show one checkpoint: who wrote it, how far the run was, and every tensor in it."""
     from trainer.checkpoint import tools
 
-    record = tools.choose_checkpoint(tools.open_place(uri), step)
+    record = tools.choose_checkpoint(_open_place(uri, store), step)
     described = tools.describe_record(record)
     if as_json:
         print(json.dumps(described, indent=2))
@@ -157,12 +161,13 @@ def show_checkpoint(uri: Uri, step: Step = None, as_json: AsJson = False) -> Non
 def verify_checkpoints(
     uri: Uri,
     step: Annotated[int | None, typer.Option(help="Only the checkpoint of this step; all by default.", min=0)] = None,
+    store: StoreSettings = None,
     as_json: AsJson = False,
 ) -> None:
     """Read every byte again and compare it with its checksum; exit 2 where something is damaged."""
     from trainer.checkpoint import tools
 
-    place = tools.open_place(uri)
+    place = _open_place(uri, store)
     found = list(tools.list_checkpoints(place, step))
     with _bar("verifying", sum(checkpoint.record.bytes for checkpoint in found if checkpoint.record)) as advance:
         verified = [tools.verify_checkpoint(place.store, checkpoint, advance) for checkpoint in found]
@@ -175,11 +180,16 @@ def copy_checkpoint(
     uri: Uri,
     destination: Annotated[str, typer.Argument(metavar="RUN", help="Run to copy it into; it need not exist yet.")],
     step: Step = None,
+    store: StoreSettings = None,
+    target_store: Annotated[
+        list[str] | None,
+        typer.Option("--target-store", metavar="KEY=VALUE", help="The same for RUN, where it is reached in another way."),
+    ] = None,
 ) -> None:
     """Copy one checkpoint into another run, comparing checksums on the way; nothing is ever written over."""
     from trainer.checkpoint import tools
 
-    place, target = tools.open_place(uri), tools.open_place(destination)
+    place, target = _open_place(uri, store), _open_place(destination, target_store or store)
     if target.prefix:
         raise ConfigError(f"{destination} was given to copy into and is one checkpoint; give the run, {target.store.uri}")
     record = tools.choose_checkpoint(place, step)
@@ -197,6 +207,7 @@ def export_encoder(
     ] = "safetensors",
     out: Annotated[Path | None, typer.Option(help="File, or folder for hf, to write; named after the run by default.")] = None,
     step: Step = None,
+    store: StoreSettings = None,
     weights: Annotated[
         Literal["model", "ema"] | None, typer.Option(help="Weights or their moving average; by default ema where there is one.")
     ] = None,
@@ -207,11 +218,10 @@ def export_encoder(
     timm and hf get it as an image encoder: one frame of one camera, with the features that ours gives for a still image.
     """
     from trainer import export
-    from trainer.checkpoint.tools import open_place
     from trainer.observe.logs import configure_logging
 
     configure_logging(rank=0)
-    planned = export.plan_export(open_place(uri), layout=layout, step=step, weights=weights)
+    planned = export.plan_export(_open_place(uri, store), layout=layout, step=step, weights=weights)
     path = out or Path(planned.default_name)
     with _bar("exporting", planned.bytes) as advance:
         load = export.export_encoder(planned, path, advance, overwrite=overwrite)
@@ -263,6 +273,13 @@ def _is_peer_loss(error: Exception) -> bool:
     from trainer.parallel.launch import is_peer_loss
 
     return is_peer_loss(error)
+
+
+def _open_place(uri: str, settings: list[str] | None) -> "Place":
+    from trainer.checkpoint.tools import open_place
+    from trainer.config.load import parse_store_config
+
+    return open_place(uri, parse_store_config(settings or []))
 
 
 def _show_checkpoints(found: "Iterable[Checkpoint]", *, checked: str, as_json: bool) -> None:

@@ -9,7 +9,8 @@ those of an unbroken run of as many steps.
     python -m benchmarks.chaos --faults 50 --seed 0 --save     # a quarter of an hour on two cores
     python -m benchmarks.chaos --faults 5                      # a look
 
-JSON keys: faults, weights_equal, unreadable_committed, steps_lost_max, checkpoint_every, steps, starts, timeline.
+JSON keys: faults, weights_equal, unreadable_committed, steps_lost_max, steps_lost_max_kill, steps_lost_max_rot, checkpoint_every, steps,
+starts, timeline. What a kill costs depends on the interval; what rot of the newest checkpoint costs, on the one before it.
 """
 
 import os
@@ -220,6 +221,7 @@ def flip_byte(chaos: Chaos) -> None:
     chaos.store.put(key, bytes(content))
 
 
+ROT = "flipped byte"
 FAULTS: dict[str, Callable[[Chaos], None]] = {
     "kill a rank": kill_at_any_moment,
     "kill all": kill_all_at_any_moment,
@@ -235,9 +237,9 @@ FAULTS: dict[str, Callable[[Chaos], None]] = {
     "corrupted upload": spoil(Fault("flip in request", "PUT", 1, ".bin")),
     "full disk": spoil(Fault("full", "PUT", 20, ".bin")),
     "server restart": restart_server,
-    "flipped byte": flip_byte,
+    ROT: flip_byte,
 }
-ENDS_THE_RUN = {name for name in FAULTS if name.startswith("kill")} | {"SIGTERM", "flipped byte"}
+ENDS_THE_RUN = {name for name in FAULTS if name.startswith("kill")} | {"SIGTERM", ROT}
 
 
 def main() -> None:
@@ -281,7 +283,7 @@ def measure(report: Report, chaos: Chaos, faults: int) -> None:
             "faults": faults,
             "weights_equal": equal,
             "unreadable_committed": unreadable,
-            "steps_lost_max": max(event.steps_lost for event in chaos.events),
+            **count_steps_lost(chaos.events),
             "checkpoint_every": EVERY_STEPS,
             "steps": last_step,
             "starts": chaos.starts,
@@ -289,6 +291,14 @@ def measure(report: Report, chaos: Chaos, faults: int) -> None:
             "timeline": [asdict(event) for event in chaos.events],
         }
     )
+
+
+def count_steps_lost(events: list[Event]) -> dict[str, int]:
+    """The most that one fault cost: any, one that ended the run, and one that spoilt the newest checkpoint as well."""
+    rot = [event.steps_lost for event in events if event.kind == ROT]
+    kills = [event.steps_lost for event in events if event.kind != ROT]
+    most = {"steps_lost_max": rot + kills, "steps_lost_max_kill": kills, "steps_lost_max_rot": rot}
+    return {name: max(lost, default=0) for name, lost in most.items()}
 
 
 def draw_faults(draw: random.Random, count: int) -> list[str]:

@@ -4,32 +4,38 @@ A state of --gb is saved and loaded through the checkpoint manager, on a Seaweed
 turn by turn: one plain copy of the same bytes (the least that a save can stall training for), boto3's upload_file and
 download_file of the same bytes with as many threads and as large parts, a plain write and read of the disk, and what is mostly done:
 torch.save to the disk, then upload_file. Buffers are warm: the first turn is not counted. Figures are medians over the turns.
+At the end two ranks save and load the same state, half each, on the same server, to see what a rank holds meanwhile.
 
     python -m benchmarks.checkpoint --save         # 1.07 GB, some minutes
     python -m benchmarks.checkpoint --gb 0.1       # a look
 
-JSON keys: stall_p50_over_copy, stall_max_over_copy, saves, upload_over_raw, download_over_raw, peak_extra_bytes, and seconds of all.
+JSON keys: stall_p50_over_copy, stall_max_over_copy, saves, upload_over_raw, download_over_raw, peak_extra_bytes,
+rank_shard_bytes, rank_save_bytes, rank_load_bytes (the most that a rank of two held beside its shard), and seconds of all.
 """
 
 import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, zeros
 
 from benchmarks.report import Report, build_parser
+from tests.gloo import run_ranks
+from tests.memory import RETURNS_MEMORY, watching_peak
 from tests.s3_server import OWNER, S3Server, find_weed
+from tests.trainer.checkpoint.toy import save_now
 from trainer.checkpoint.boxes import State, boxes_of
 from trainer.checkpoint.manager import CheckpointManager, SaveReport
 from trainer.checkpoint.record import Record
+from trainer.config.store import StoreConfig
 from trainer.config.training import CheckpointConfig
 from trainer.store.base import Store
 from trainer.store.open import open_store
@@ -59,7 +65,7 @@ def main() -> None:
 
 
 def measure(report: Report, folder: Path, server: S3Server, *, gb: float, turns: int) -> None:
-    """Every way of saving and loading once a turn, then medians and ratios."""
+    """Every way of saving and loading once a turn, then medians and ratios; memory of two ranks at the end."""
     state = build_state(gb)
     size = sum(boxes.bytes for boxes in state.values())
     bench = Bench(folder, server, state)
@@ -74,6 +80,8 @@ def measure(report: Report, folder: Path, server: S3Server, *, gb: float, turns:
     stalls, copies = seconds["stall s3"] + seconds["stall local"], seconds["plain copy"]
     for name, value in median.items():
         report.say(f"{name:>28}: {value:7.3f} s  {size / value / 1e6:8.0f} MB/s")
+    ranks = measure_ranks(f"s3://{server.bucket}/ranks", server.config(), gb)
+    report.say("  ".join(f"{name} {count / 1e6:.0f} MB" for name, count in ranks.items()))
     report.finish(
         {
             "state_bytes": size,
@@ -89,6 +97,7 @@ def measure(report: Report, folder: Path, server: S3Server, *, gb: float, turns:
             "save_and_upload_over_ours": median["torch.save + upload_file"] / median["write s3"],
             "baseline_stall_over_ours": median["torch.save + upload_file"] / statistics.median(stalls),
             "peak_extra_bytes": bench.peak_extra_bytes,
+            **ranks,
             "seconds": median,
         }
     )
@@ -96,8 +105,34 @@ def measure(report: Report, folder: Path, server: S3Server, *, gb: float, turns:
 
 def build_state(gb: float) -> State:
     """Tensors of a ViT-L's size with something in them."""
-    count = max(1, round(gb * 1e9 / 4 / _TENSOR_ELEMENTS))
-    return {f"model.blocks.{place}.weight": boxes_of(torch.randn(3072, 1024)) for place in range(count)}
+    return {f"model.blocks.{place}.weight": boxes_of(torch.randn(3072, 1024)) for place in range(count_tensors(gb))}
+
+
+def count_tensors(gb: float) -> int:
+    return max(1, round(gb * 1e9 / 4 / _TENSOR_ELEMENTS))
+
+
+def measure_ranks(uri: str, config: StoreConfig, gb: float) -> dict[str, int]:
+    """The most that a rank of two held beside its shard while it saved, its copy of the shard included, and while it loaded."""
+    os.environ.update(RETURNS_MEMORY)
+    of_ranks = run_ranks(watch_rank, 2, uri, config, gb, timeout_s=600)
+    return {name: max(rank[name] for rank in of_ranks) for name in of_ranks[0]}
+
+
+def watch_rank(uri: str, config: StoreConfig, gb: float) -> dict[str, int]:
+    """One rank's part of a state of `gb`, sharded by rows: saved once, loaded once."""
+    mesh = init_device_mesh("cpu", (2,))
+    tensors = [zeros(3072, 1024, device_mesh=mesh, placements=[Shard(0)]) for _ in range(count_tensors(gb))]
+    for number, tensor in enumerate(tensors):
+        tensor.to_local().fill_(number)
+    state = {f"model.blocks.{place}.weight": boxes_of(tensor) for place, tensor in enumerate(tensors)}
+    manager = manage(open_store(uri, config))
+    with watching_peak() as saving:
+        record = save_now(manager, 1, state)
+    with watching_peak() as loading:
+        manager.load(record, state)
+    shard = sum(boxes.bytes for boxes in state.values())
+    return {"rank_shard_bytes": shard, "rank_save_bytes": saving.extra_bytes, "rank_load_bytes": loading.extra_bytes}
 
 
 class Bench:
@@ -184,19 +219,9 @@ class Bench:
     @contextmanager
     def watching_memory(self) -> Iterator[None]:
         """Note how far resident memory rises above what it was; the staging copy was there before."""
-        before, over = psutil.Process().memory_info().rss, threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.01):
-                self.peak_extra_bytes = max(self.peak_extra_bytes, psutil.Process().memory_info().rss - before)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
+        with watching_peak() as peak:
             yield
-        finally:
-            over.set()
-            watcher.join()
+        self.peak_extra_bytes = max(self.peak_extra_bytes, peak.extra_bytes)
 
 
 class Sink:

@@ -4,6 +4,7 @@ Depths along LiDAR rays of a withheld instant, mean absolute error in metres, by
 
     rebuilt          from the volumes of the other instants, by the temporal decoder
     direct           from the instant's own images
+    another clip     the same decoder given the instants of another clip: what it knows of streets in general
     nearest frame    the volume of the instant nearest in time, as it is; and moved by the car's own motion
     constant         the one depth that errs least
 
@@ -12,8 +13,9 @@ Depths along LiDAR rays of a withheld instant, mean absolute error in metres, by
     python -m benchmarks.mim4d --steps 20              # a look
     python -m benchmarks.mim4d --folder runs/mim4d     # keep city and runs there; a second call trains nothing twice
 
-JSON keys: rebuilt_depth_m, direct_depth_m, nearest_frame_m, nearest_frame_moved_m, constant_m, psnr (of the rebuilt colours, dB): means
-over seeds; of_seeds -> the same of each; rebuilt_over_nearest, rebuilt_over_constant; seeds, steps, mode, clips, cpu_minutes.
+JSON keys: rebuilt_depth_m, direct_depth_m, nearest_frame_m, nearest_frame_moved_m, another_clip_m, constant_m, psnr (of the rebuilt
+colours, dB): means over seeds; of_seeds -> the same of each; rebuilt_over_nearest, rebuilt_over_constant; seeds, steps, mode, clips,
+cpu_minutes.
 `--save` also keeps the curves, a sheet of whole images and a flight through a rebuilt instant (GIF).
 """
 
@@ -46,6 +48,7 @@ FIGURES = {
     "direct_depth_m": "mim4d/direct_depth_m",
     "nearest_frame_m": "mim4d/nearest_frame_depth_m",
     "nearest_frame_moved_m": "mim4d/nearest_frame_moved_depth_m",
+    "another_clip_m": "mim4d/another_clip_depth_m",
     "constant_m": "mim4d/constant_depth_m",
     "psnr": "mim4d/rebuilt_psnr",
 }

@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_that_is_passed_over_is_a_line_on_stderr(run: Path)
 
 def test_a_copy_says_where_it_lies_and_is_refused_a_second_time(run: Path, tmp_path: Path, command: Odonata) -> None:
     code, out, _ = command("checkpoints", "copy", run, tmp_path / "kept", "--step", "10")
-    assert (code, out.strip()) == (0, f"{tmp_path / 'kept' / 'checkpoints' / folder_of(run, 10).name}/")
+    assert (code, out.strip()) == (0, f"{folder_of(tmp_path / 'kept', 10)}/")
     assert command("checkpoints", "verify", tmp_path / "kept")[0] == 0
     assert command("export", tmp_path / "kept")[0] == 0
     code, _, err = command("checkpoints", "copy", folder_of(run, 10), tmp_path / "kept")
@@ -191,7 +191,7 @@ def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(
     run: Path, tmp_path: Path, name: tuple[str, ...], command: Odonata
 ) -> None:
     more = (tmp_path / "kept",) if "copy" in name else ()
-    (folder_of(run, 20) / MANIFEST).write_bytes(b'{"format_version": 1, "che')
+    (folder_of(run, 20) / MANIFEST).write_bytes(b'{"format_version": 2, "che')
     (folder_of(run, 10) / MANIFEST).unlink()
     for arguments, sentence in (
         ((tmp_path / "nothing", *more), "there is no run"),
@@ -207,6 +207,16 @@ def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(
         assert sentence in err
         assert "Traceback" not in err
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [("endpoint=x", "did you mean endpoint_url"), ("endpoint_url", "is not key=value"), ("threads=0", "store.threads")],
+)
+def test_a_way_to_a_store_that_is_none_is_refused(run: Path, setting: str, sentence: str, command: Odonata) -> None:
+    code, _, err = command("checkpoints", "list", run, "--store", setting)
+    assert code == 2
+    assert sentence in err
 
 
 @pytest.mark.parametrize("name", ["list", "show", "verify", "copy", "export"])

@@ -18,7 +18,14 @@ PACKAGES = ("k8s", "models", "monitoring", "trainer")
 FOLDERS = (*PACKAGES, "benchmarks", "docs", "launch", "tests")
 
 # Tests of a whole run or of a whole folder; every other one is named after the module that it tests.
-WHOLE = {"trainer/bad_input", "trainer/parity", "trainer/resume", "trainer/run_on_s3", "trainer/checkpoint/sharded"}
+WHOLE = {
+    "trainer/bad_input",
+    "trainer/objectives_together",
+    "trainer/parity",
+    "trainer/resume",
+    "trainer/run_on_s3",
+    "trainer/checkpoint/sharded",
+}
 
 # A path of one machine, or a place to install from: pip's own configuration has the say in that.
 FORBIDDEN = re.compile(r"(?<![\w.$}])/(?:work|root|home|Users)/\w|--(?:extra-)?index-url|--find-links|pypi\.|download\.pytorch")

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from models.config import EncoderConfig, Grid
 from models.encoder import build_encoder
-from models.layers import NORM_EPS
 from models.images import IMAGENET_MEAN, IMAGENET_STD
+from models.layers import NORM_EPS
 from models.positions import sincos_table
 from trainer.checkpoint.manager import read_tensors
 from trainer.checkpoint.record import Record

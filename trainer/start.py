@@ -18,6 +18,7 @@ import yaml
 
 from models.attention import choose_backend
 from models.batch import Batch
+from models.config import SimipuConfig
 from models.objectives.base import Preparation
 from models.pretraining import build_model, build_preparations
 from trainer.checkpoint.manager import CheckpointManager, load_into_model
@@ -53,6 +54,8 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
     share = Share(launch.rank, launch.world_size, micro_batch, micro)
     preparations = build_preparations(config.objectives, config.token_grid, config.encoder, cameras=config.cameras)
     training, held_out = open_sources(config, preparations)
+    if launch.is_main:
+        warn_of_fewer_negatives(config, accumulated=micro)
     with process_group(launch, timeout_s=config.parallel.timeout_s):
         store = open_store(config.run.uri, config.store)
         with claimed_checkpoints(config, store, job=job) as checkpoints:
@@ -98,6 +101,20 @@ def open_sources(config: RunConfig, preparations: Mapping[str, Preparation]) -> 
     assert training is not None, "every kind of source has a training split"
     check_needs(preparations, training, origin=f"data.kind {config.data.kind}")
     return training, build_source(config.data, "val", needs, augment=False)
+
+
+def warn_of_fewer_negatives(config: RunConfig, *, accumulated: int) -> None:
+    """Accumulation changes a loss that compares samples with each other, because each micro-step knows its own alone: say so."""
+    gathering = [each.kind for each in config.objectives if isinstance(each, SimipuConfig) and each.gather_negatives]
+    if accumulated > 1 and gathering:
+        log.warning(
+            "%s takes its negatives from one micro-step, and %d of them make a step: each pair is told from those of %d samples, not "
+            "of all %d; a larger parallel.micro_batch or more ranks bring more",
+            ", ".join(gathering),
+            accumulated,
+            config.global_batch // accumulated,
+            config.global_batch,
+        )
 
 
 def build_batches(

@@ -120,7 +120,9 @@ class Mim4dObjective(Objective):
         return Losses(total, {"loss": total.detach(), **parts})
 
     def evaluate(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
-        """Errors of both branches, and of volumes that the nearest other instant lends: as it is, and moved to the target's pose.
+        """Errors of both branches; of what another clip's instants would rebuild; of volumes that the nearest other instant lends.
+
+        Another clip tells what the decoder knows of streets in general. A lent volume is taken as it is, and moved to the target's pose.
 
         Depth errors are means over the LiDAR rays of the batch, in metres.
         """
@@ -135,10 +137,14 @@ class Mim4dObjective(Objective):
             loss = loss + self.config.rgb_weight * rgb + self.config.depth_weight * self.voxels.scale * depth_m
             figures |= {f"{name}_depth_m": depth_m, f"{name}_rgb": rgb, f"{name}_psnr": self._psnr(branch)}
         if self.instants.rebuilt:
-            nearest = self._nearest_volumes(volumes, batch, is_moved=False)
-            moved = self._nearest_volumes(volumes, batch, is_moved=True)
-            for name, lent in (("nearest_frame", nearest), ("nearest_frame_moved", moved)):
-                branch = self.render(lent, batch, slice(0, self.instants.rebuilt))
+            targets = slice(0, self.instants.rebuilt)
+            others = {
+                "another_clip": self.rebuild(volumes.roll(1, 0), batch, targets).volume.unflatten(0, (len(batch), -1)),
+                "nearest_frame": self._nearest_volumes(volumes, batch, is_moved=False),
+                "nearest_frame_moved": self._nearest_volumes(volumes, batch, is_moved=True),
+            }
+            for name, other in others.items():
+                branch = self.render(other, batch, targets)
                 figures[f"{name}_depth_m"] = _per_sample(branch.depth_error_m, branch.has_depth)
         first = next(iter(branches.values()))
         figures["constant_depth_m"] = _per_sample(

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.s3_server import S3Server
 from tests.trainer.observe_fakes import Saved, Seat, report
+from trainer.checkpoint.claim import Writer, claim_run
 from trainer.errors import EXIT_RETRY
 from trainer.observe.environment import describe_environment, describe_revision
 from trainer.observe.record import RunRecord
@@ -193,3 +196,27 @@ def test_the_revision_is_the_commit_and_whether_files_differ(tmp_path: Path) -> 
     assert describe_revision(tmp_path) == {"commit": commit, "changed": False}
     (tmp_path / "file").write_text("two")
     assert describe_revision(tmp_path) == {"commit": commit, "changed": True}
+
+
+def test_a_writer_that_was_taken_over_leaves_the_record_of_its_successor_alone(s3_server: S3Server, s3_owner: None) -> None:
+    store = open_store(f"s3://{s3_server.bucket}/{secrets.token_hex(8)}", s3_server.config())
+
+    def claim() -> Writer:
+        return claim_run(store, job="the same", expiry_s=60.0, find_committed=list)
+
+    def begin() -> RunRecord:
+        return RunRecord(store, resumed_at=0, config_yaml="", environment={})
+
+    first, before = claim(), begin()
+    before.step(report(1))
+    second, after = claim(), begin()
+    for step in (1, 2):
+        after.step(report(step))
+    after.sync()
+    before.close()
+    assert [json.loads(line)["step"] for line in store.get("steps.jsonl").splitlines()] == [1, 2]
+    after.step(report(3))
+    after.close()
+    assert len(store.get("steps.jsonl").splitlines()) == 3
+    first.release()
+    second.release()

@@ -31,7 +31,13 @@ def alone(runner: Runner) -> Finished:
     return run_under(runner, "alone")
 
 
-@pytest.fixture(params=[name for name in ENGINES if name != "alone"])
+SLOW = {"fsdp2 x4"}
+"""hsdp 2x2 has as many ranks."""
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in ENGINES if name != "alone"]
+)
 def spread(runner: Runner, request: pytest.FixtureRequest) -> Finished:
     return run_under(runner, request.param)
 

@@ -2,16 +2,21 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.runs import Runner, kill_tree
+from tests.runs import ROOT, SMALL_RUN, Runner, kill_tree
 from tests.s3_server import S3Server
+from tests.trainer.checkpoint.toy import Trainer, save_now
 from trainer.checkpoint.catalog import find_saves
-from trainer.checkpoint.manager import find_one, read_tensors
+from trainer.checkpoint.manager import CheckpointManager, find_one, read_tensors
+from trainer.config.training import CheckpointConfig
 from trainer.store.base import Store
 from trainer.store.open import open_store
 
@@ -67,3 +72,15 @@ def test_a_bucket_that_is_not_there_ends_the_run_before_it_trains(runner: Runner
     assert finished.returncode == 2, finished.output
     assert "no-such-bucket" in finished.output
     assert "step 1/" not in finished.output
+
+
+def test_the_commands_reach_a_store_as_a_run_config_says(s3_server: S3Server, s3_owner: None, tmp_path: Path) -> None:
+    local, uri = open_store(tmp_path / "run"), f"s3://{s3_server.bucket}/copied"
+    local.put("config.yaml", SMALL_RUN.encode())
+    save_now(CheckpointManager(local, CheckpointConfig()), 7, Trainer(0).state())
+    reached = ("--store", f"endpoint_url={s3_server.endpoint_url}", "--store", "region=us-east-1")
+    for name, arguments in {"copy": (local.uri, uri), "list": (uri,), "verify": (uri,), "show": (uri,)}.items():
+        command = [sys.executable, "-m", "odonata", "checkpoints", name, *arguments, *reached]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, ""), name
+        assert "checkpoints/step-00000007-0001-" in done.stdout

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.s3_server import S3Server
 from trainer.errors import ConfigError
-from trainer.store.base import ObjectExistsError, ObjectInfo, ObjectMissingError, Store, StoreError, check_exclusive
+from trainer.store.base import Checksum, ObjectExistsError, ObjectInfo, ObjectMissingError, Store, StoreError, check_exclusive
 from trainer.store.local import LocalStore
 from trainer.store.open import open_store
 
@@ -32,9 +34,7 @@ def s3_store(request: pytest.FixtureRequest) -> Store:
 
 STORES: dict[str, Callable[[pytest.FixtureRequest], Store]] = {
     "local": lambda request: open_store(folder(request)),
-    "child of local": lambda request: open_store(folder(request)).child("a/child"),
     "s3": s3_store,
-    "child of s3": lambda request: s3_store(request).child("a/child"),
 }
 
 
@@ -51,6 +51,25 @@ def test_what_is_put_can_be_got_and_its_size_and_checksum_are_told(store: Store)
     info = store.put("a/b.bin", b"dragonfly")
     assert (info.key, info.bytes, info.checksum) == ("a/b.bin", 9, f"crc32:{zlib.crc32(b'dragonfly'):08x}")
     assert store.get("a/b.bin") == b"dragonfly"
+
+
+@given(st.lists(st.binary(max_size=300), max_size=6))
+def test_checksums_of_pieces_make_that_of_the_whole(pieces: list[bytes]) -> None:
+    whole = Checksum()
+    for piece in pieces:
+        following = Checksum()
+        following.update(piece)
+        whole.append(following)
+    everything = b"".join(pieces)
+    assert (whole.bytes, str(whole)) == (len(everything), f"crc32:{zlib.crc32(everything):08x}")
+
+
+def test_checksums_of_large_pieces_are_put_together_without_them() -> None:
+    first, second = Checksum(), Checksum()
+    first.update(b"dragonfly")
+    second.update(bytes(3 * 2**20 + 1))
+    first.append(second)
+    assert str(first) == f"crc32:{zlib.crc32(b'dragonfly' + bytes(3 * 2**20 + 1)):08x}"
 
 
 def test_pieces_are_stored_one_after_the_other(store: Store) -> None:
@@ -80,6 +99,23 @@ def test_a_range_that_an_object_does_not_have_is_an_error(store: Store) -> None:
     store.put("a", b"0123456789")
     with pytest.raises(ObjectMissingError, match="2 too early"):
         store.get("a", 8, 4)
+
+
+def test_a_range_is_read_into_several_places_one_after_the_other(store: Store) -> None:
+    store.put("a", b"0123456789")
+    places = [bytearray(3), bytearray(0), bytearray(1), bytearray(2)]
+    store.read_into("a", 2, [memoryview(place) for place in places])
+    assert [bytes(place) for place in places] == [b"234", b"", b"5", b"67"]
+    store.read_into("a", 10, [])
+
+
+@pytest.mark.parametrize(("offset", "lacking"), [(8, 2), (10, 4), (12, 4)])
+def test_places_that_an_object_cannot_fill_are_an_error(store: Store, offset: int, lacking: int) -> None:
+    store.put("a", b"0123456789")
+    with pytest.raises(ObjectMissingError, match=f"{lacking} too early"):
+        store.read_into("a", offset, [memoryview(bytearray(4))])
+    with pytest.raises(ObjectMissingError, match=r"no/where"):
+        store.read_into("no/where", 0, [memoryview(bytearray(1))])
 
 
 def test_a_missing_object_is_an_error_that_names_it(store: Store) -> None:
@@ -139,15 +175,6 @@ def test_a_whole_store_is_never_deleted(store: Store) -> None:
         with pytest.raises(AssertionError):
             store.delete(prefix)
     assert keys(store, "") == ["a"]
-
-
-def test_a_child_sees_what_lies_under_its_prefix(store: Store) -> None:
-    store.put("a/b/c", b"1")
-    child = store.child("a")
-    assert keys(child, "") == ["b/c"]
-    child.put("d", b"2")
-    assert store.get("a/d") == b"2"
-    assert child.uri.startswith(store.uri)
 
 
 @pytest.mark.parametrize("key", ["../a", "/a", "a//b", "a/./b", "a/../../b", ""])

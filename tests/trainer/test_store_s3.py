@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,30 @@ def test_a_part_of_a_large_get_that_breaks_off_is_asked_for_again(far_store: Sto
     far_store.put("a", data)
     proxy.faults.append(Fault("cut answer", "GET", times=3))
     assert far_store.get("a", 1) == data[1:]
+
+
+@pytest.mark.parametrize("kind", ["cut answer", "drop answer", "slow down"])
+def test_places_are_filled_from_their_beginning_again_when_an_answer_breaks_off(
+    far_store: Store, proxy: FaultyProxy, kind: Any
+) -> None:
+    data = os.urandom(5 * MB)
+    far_store.put("a", data)
+    proxy.faults.append(Fault(kind, "GET", times=2))
+    places = [bytearray(3 * MB), bytearray(7), bytearray(MB)]
+    far_store.read_into("a", 11, [memoryview(place) for place in places])
+    assert proxy.faults[0].times == 0
+    assert b"".join(places) == data[11 : 11 + 4 * MB + 7]
+
+
+def test_places_are_filled_without_a_second_copy_of_the_object(store: Store) -> None:
+    store.put("a", bytes(48 * MB))
+    place = memoryview(bytearray(48 * MB))
+    store.read_into("a", 0, [place[:MB]])  # connect
+    tracemalloc.start()
+    store.read_into("a", 0, [place])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * MB
 
 
 def test_an_answer_that_is_spoilt_every_time_is_a_reason_to_try_again(far_store: Store, proxy: FaultyProxy) -> None:

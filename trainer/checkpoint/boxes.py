@@ -2,17 +2,18 @@
 
 FSDP2 gives a rank one box of a tensor, DDP and one process the whole of it, and ZeRO, which cuts flat memory anywhere, up to
 three. Boxes share memory with what trains, so reading them saves and writing them loads. DCP's planners take them through the
-protocol by which DTensors present themselves: they decide which rank writes a box that several hold and which stored
-boxes fill one.
+protocol by which DTensors present themselves: they decide which stored boxes fill one. Which rank writes a box that several
+hold is decided here, before it is copied: replicas must not stage what they do not write.
 
 Left to whom: bytes and places are `storage`'s, names `logical`'s.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
@@ -27,6 +28,16 @@ class Box(NamedTuple):
     tensor: Tensor
 
 
+class Holders(NamedTuple):
+    """The ranks that hold the very same boxes of a tensor, and which of them this one is."""
+
+    total: int = 1
+    number: int = 0
+
+
+_ONE_HOLDER = Holders()
+
+
 @dataclass(frozen=True)
 class Boxes:
     """A logical tensor of `shape` and `dtype`, of which this rank holds `boxes`, or none."""
@@ -34,6 +45,7 @@ class Boxes:
     shape: tuple[int, ...]
     dtype: torch.dtype
     boxes: tuple[Box, ...]
+    holders: Holders = _ONE_HOLDER
 
     @property
     def bytes(self) -> int:
@@ -42,7 +54,7 @@ class Boxes:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Boxes":
         """The same boxes with other elements."""
-        return Boxes(self.shape, self.dtype, tuple(Box(offsets, function(tensor)) for offsets, tensor in self.boxes))
+        return replace(self, boxes=tuple(Box(offsets, function(tensor)) for offsets, tensor in self.boxes))
 
     def size(self) -> torch.Size:
         """The shape, under the name by which a planner asks for it."""
@@ -74,17 +86,45 @@ State = Mapping[str, Boxes]
 
 
 def boxes_of(tensor: Tensor) -> Boxes:
-    """What this rank holds of a plain tensor, which is all of it, or of a DTensor."""
+    """What this rank holds of a plain tensor, which is all of it, as every rank does, or of a DTensor."""
     if isinstance(tensor, DTensor):
         [chunk] = tensor.__create_chunk_list__()
         local = tensor.to_local().detach()
         held = (Box(tuple(chunk.offsets), local),) if local.numel() else ()  # an uneven shard may be empty
-        return Boxes(tuple(tensor.shape), tensor.dtype, held)
-    return Boxes(tuple(tensor.shape), tensor.dtype, (Box((0,) * tensor.ndim, tensor.detach()),))
+        return Boxes(tuple(tensor.shape), tensor.dtype, held, _replicas_of(tensor))
+    everybody = Holders(dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else _ONE_HOLDER
+    return Boxes(tuple(tensor.shape), tensor.dtype, (Box((0,) * tensor.ndim, tensor.detach()),), everybody)
+
+
+def take_share(state: State) -> State:
+    """`state` without the boxes that another of their holders is to write; each is left with one of them, the sizes shared evenly.
+
+    Nothing is exchanged: the holders of a box see the same sizes in the same order and come to the same answer.
+    """
+    given: dict[int, list[int]] = {}
+    share = {}
+    for name in sorted(state, key=lambda name: (-state[name].bytes, name)):
+        boxes = state[name]
+        loads = given.setdefault(boxes.holders.total, [0] * boxes.holders.total)
+        writer = loads.index(min(loads))
+        loads[writer] += boxes.bytes
+        share[name] = boxes if writer == boxes.holders.number else replace(boxes, boxes=())
+    return {name: share[name] for name in state}
+
+
+def _replicas_of(tensor: DTensor) -> Holders:
+    """The ranks that differ in dimensions of the mesh over which `tensor` is replicated, and in no other."""
+    total, number = 1, 0
+    coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None, "a rank outside of the mesh holds nothing"
+    for size, place, placement in zip(tensor.device_mesh.shape, coordinate, tensor.placements, strict=True):
+        if placement.is_replicate():
+            total, number = total * size, number * size + place
+    return Holders(total, number)
 
 
 class SavePlanner(DefaultSavePlanner):
-    """DCP's planner; a box that several ranks hold is written by the one with the least to write."""
+    """DCP's planner; a box that several ranks give it, unlike `take_share`, is written by the one with the least to write."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)

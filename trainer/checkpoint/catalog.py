@@ -21,7 +21,7 @@ from trainer.store.base import Checksum, ObjectMissingError, Store
 
 FOLDER = "checkpoints"
 MARKER = "started.json"
-_SAVE = re.compile(rf"({FOLDER}/step-(\d+)-(\d+)-[0-9a-f]+/)(.+)")
+_SAVE_PREFIX = re.compile(rf"{FOLDER}/step-(\d+)-(\d+)-[0-9a-f]+/")
 _READ_BYTES = 64 * 2**20
 
 
@@ -33,17 +33,29 @@ class Save:
     writer: int
     prefix: str
 
+    @property
+    def origin(self) -> tuple[int, str]:
+        """Step and nonce, which a copy in another run shares with what it was copied from, and no other save does."""
+        return self.step, self.prefix.rstrip("/").rpartition("-")[2]
+
 
 def name_save(step: int, *, writer: int, nonce: str) -> Save:
     """The prefix of a new save."""
     return Save(step, writer, f"{FOLDER}/step-{step:08d}-{writer:04d}-{nonce}/")
 
 
+def save_at(prefix: str) -> Save:
+    """The save whose prefix is `prefix`."""
+    match = _SAVE_PREFIX.fullmatch(prefix)
+    assert match, f"{prefix} is no prefix of a save"
+    return Save(int(match[1]), int(match[2]), prefix)
+
+
 def find_saves(store: Store) -> tuple[list[Save], list[Save]]:
     """Saves that are committed by a writer that held the run, and all others; the newest step first."""
     keys = {info.key for info in store.list(FOLDER)}
-    matches = [match for key in keys if (match := _SAVE.fullmatch(key))]
-    saves = sorted({Save(int(match[2]), int(match[3]), match[1]) for match in matches}, reverse=True)
+    prefixes = {match[0] for key in keys if (match := _SAVE_PREFIX.match(key)) and match[0] != key}
+    saves = sorted(map(save_at, prefixes), reverse=True)
     claims = read_claims(store)
     committed = [save for save in saves if save.prefix + MANIFEST in keys and _counts(save, claims)]
     return committed, [save for save in saves if save not in committed]

@@ -102,6 +102,13 @@ class Writer:
             self._closed.set()
             self._write(released=True)
 
+    def give_up(self) -> None:
+        """Let the next one in if the store allows it; in any case the claim is renewed no more and expires. Never raises."""
+        try:
+            self.release()
+        except Exception as error:
+            log.warning("the claim on %s could not be released and will expire: %s", self._store.uri, error)
+
     def _keep_renewing(self, every_s: float) -> None:
         while not self._closed.wait(every_s):
             try:
@@ -140,7 +147,11 @@ def claim_run(
         except ObjectExistsError:
             continue  # somebody was faster: look again at who
         writer = Writer(store, claim, expiry_s=expiry_s)
-        writer.adopt(find_committed())
+        try:
+            writer.adopt(find_committed())
+        except BaseException:
+            writer.give_up()
+            raise
         _forget_old_claims(store, number)
         return writer
 
@@ -154,6 +165,16 @@ def read_claims(store: Store) -> list[Claim]:
         except ObjectMissingError:  # forgotten since it was listed
             continue
     return claims
+
+
+def watch_writer(store: Store) -> Callable[[], bool]:
+    """Whether the writer that holds the run now, or nobody, still does: asked whenever the answer is called."""
+    holder = _newest_incarnation(store)
+    return lambda: _newest_incarnation(store) == holder
+
+
+def _newest_incarnation(store: Store) -> int:
+    return next((claim.incarnation for claim in read_claims(store)), 0)
 
 
 def describe_process(pid: int) -> Holder:

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from trainer.checkpoint.boxes import LoadPlanner, SavePlanner, State, boxes_of
+from trainer.checkpoint.boxes import LoadPlanner, SavePlanner, State, boxes_of, take_share
 from trainer.checkpoint.catalog import FOLDER, MARKER, Save, find_saves, name_save, read_record, what_lacks, why_damaged
 from trainer.checkpoint.claim import Writer as RunWriter
 from trainer.checkpoint.claim import claim_run
@@ -106,7 +106,7 @@ class CheckpointManager:
 
     def prepare(self, state: State) -> None:
         """Allocate what staging `state` takes, so that the first save does not."""
-        self._stage.reserve(state)
+        self._stage.reserve(take_share(state))
 
     def save(
         self,
@@ -124,7 +124,7 @@ class CheckpointManager:
         """
         started = time.perf_counter()
         self.finish()
-        staged = self._stage.copy(state)
+        staged = self._stage.copy(take_share(state))
         stall = time.perf_counter() - started
 
         def write() -> SaveReport:
@@ -144,7 +144,14 @@ class CheckpointManager:
         return reports
 
     def fits_into(self, seconds: float) -> bool:
-        """Whether a save would end in `seconds`, the least of all ranks, if it took as long as the last one. Collective."""
+        """Whether a save would end in `seconds`, the least of all ranks, if it took as long as the last one. Collective.
+
+        The one in flight is waited for first: until it has ended no other begins, and how long it takes is what counts.
+        """
+        if self._in_flight:
+            asked = time.perf_counter()
+            self._take(self._in_flight.result())
+            seconds -= time.perf_counter() - asked
         return max(self._ranks.on_all(lambda: self._last_seconds - seconds)) <= 0
 
     @property
@@ -169,11 +176,8 @@ class CheckpointManager:
                 self._in_flight.result()
         except Exception as error:
             log.warning("the run ended before its last save did: %s", error)
-        try:
-            if self._writer:
-                self._writer.release()
-        except Exception as error:
-            log.warning("the claim on %s could not be released and will expire: %s", self._store.uri, error)
+        if self._writer:
+            self._writer.give_up()
 
     def newest(self) -> Record | None:
         """The newest whole checkpoint; none where nothing was ever committed. Collective.

@@ -1,4 +1,4 @@
-"""Staging: copy what this rank holds to host memory, so that training goes on while it is written.
+"""Staging: copy what this rank will write to host memory, so that training goes on while it is written.
 
 One block of memory, pinned where there is a GPU, serves every save of a run: it is allocated and touched once, since the first
 touch of fresh pages costs many times the copy. A save must be done with it before the next one is staged.

@@ -1,11 +1,11 @@
 """Where torch.distributed.checkpoint (DCP) puts its bytes: one raw object a rank, no pickle, no `.metadata`.
 
-DCP's planners decide which rank writes which box of which tensor and which boxes a rank needs to fill its own; here a box is
-turned into bytes and back. Replicated tensors are planned on all ranks and written by the one with the least to write.
-A rank streams its boxes one after the other, the next one brought to the host while one is written, so it holds two of them
-beside its state; a reader asks for the rows that it
-needs and no more, several boxes at once, since a store far away answers each of them late. What is written has a checksum a box,
-which is checked when the whole box is read again.
+DCP's planners take the boxes that a rank has to write and decide which stored boxes it needs to fill its own; here a box is
+turned into bytes and back. A rank streams its boxes one after the other, the next one brought to the host while one is
+written, so it holds two of them beside its state. A reader asks for the rows that it needs and no more, for neighbouring boxes
+together and for several stretches at once, since a store far away answers each request late. Rows are read into the live
+tensors; only what is wanted in part, or by a GPU, lands in memory of its own first, and of a large box some rows at a time. What
+is written has a checksum a box, which is checked when the whole box is read again.
 
 Left to whom: the planners are DCP's; the store knows bytes only; the manifest is `record`'s and is put by `manager`.
 """
@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -31,9 +32,10 @@ from torch.futures import Future as TorchFuture
 
 from trainer.checkpoint.record import DTYPE_BYTES, Chunk, Record, StoredObject, StoredTensor
 from trainer.errors import CheckpointError
-from trainer.store.base import Checksum, ObjectInfo, Store
+from trainer.store.base import Checksum, ObjectInfo, Store, StoreError
 
 _READERS = 4
+_READ_BYTES = 32 << 20  # the most of one request: each costs the server and the way to it a while, whatever its size
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,8 +55,14 @@ class Writer(StorageWriter):
         """Stream the boxes of this rank into its object; nothing is written where there is none."""
         items = [item for item in plan.items if _box_bytes(item)]
         results: list[WriteResult] = []
+        whole = Checksum()
         if items:
-            info = self._store.put(self._prefix + self._object, self._stream(items, planner, results))
+            info = self._store.put(self._prefix + self._object, self._stream(items, planner, results, whole))
+            if (info.bytes, info.checksum) != (whole.bytes, str(whole)):
+                raise StoreError(
+                    f"{self._store.uri} was given {whole.bytes} bytes of {self._prefix}{self._object} with {whole} and took {info.bytes} "
+                    f"with {info.checksum}: they changed in this host's memory; start the same job again, elsewhere if it comes back"
+                )
             results.append(WriteResult(MetadataIndex(self._object), info.bytes, info))
         return _done(results)
 
@@ -71,15 +79,17 @@ class Writer(StorageWriter):
             dtype = str(tensor.properties.dtype).removeprefix("torch.")
             self.tensors[name] = StoredTensor(tuple(tensor.size), dtype, tuple(sorted(chunks.get(name, []))))
 
-    def _stream(self, items: list[WriteItem], planner: SavePlanner, results: list[WriteResult]) -> Iterator[memoryview]:
-        place = 0
+    def _stream(
+        self, items: list[WriteItem], planner: SavePlanner, results: list[WriteResult], whole: Checksum
+    ) -> Iterator[memoryview]:
+        """The bytes of `items` one after the other; `whole` counts them, without seeing them again."""
         for item, (view, checksum) in zip(items, _one_ahead(lambda item: _on_host(planner, item), items), strict=True):
             yield view
             assert item.tensor_data is not None
             box = item.tensor_data.chunk
-            chunk = Chunk(tuple(box.offsets), tuple(box.sizes), self._object, place, view.nbytes, checksum)
+            chunk = Chunk(tuple(box.offsets), tuple(box.sizes), self._object, whole.bytes, view.nbytes, str(checksum))
             results.append(WriteResult(item.index, view.nbytes, chunk))
-            place += view.nbytes
+            whole.append(checksum)
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """A writer serves one save, named when it is made."""
@@ -114,43 +124,48 @@ class Reader(StorageReader):
         return Metadata({name: _dcp_metadata(tensor) for name, tensor in self._record.tensors.items()})
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> TorchFuture[None]:
-        """Fill the live tensors box by box, `_READERS` at once."""
-
-        def fill(item: ReadItem) -> None:
-            self._read_box(item, planner.resolve_tensor(item).detach())
-
+        """Fill the live tensors, `_READERS` stretches at once."""
+        wanted = [self._rows(item, planner.resolve_tensor(item).detach()) for item in plan.items if math.prod(item.lengths)]
         with ThreadPoolExecutor(_READERS) as threads:
-            for _ in threads.map(fill, (item for item in plan.items if math.prod(item.lengths))):
+            for _ in threads.map(self._read_stretch, _stretches(wanted)):
                 pass
         return _done(None)
 
-    def _read_box(self, item: ReadItem, target: Tensor) -> None:
-        """Read the rows of a stored box that hold the wanted one, then take its columns out of them."""
+    def _rows(self, item: ReadItem, target: Tensor) -> "_Rows":
+        """The rows of a stored box that hold the wanted one."""
         name, offsets = item.storage_index.fqn, item.storage_index.offset
         assert offsets is not None
         chunk, dtype = self._chunks[name, tuple(offsets)], getattr(torch, self._record.tensors[name].dtype)
         first = item.storage_offsets[0] if item.lengths else 0
-        shape = (*item.lengths[:1], *chunk.lengths[1:])
-        data = self._read_rows(name, chunk, first=first, length=math.prod(shape) * dtype.itemsize)
-        if target.is_cpu and target.is_contiguous() and target.shape == shape:
-            _bytes_of(target)[:] = data
-            return
-        rows = torch.empty(shape, dtype=dtype)
-        _bytes_of(rows)[:] = data
-        for dim, (start, length) in enumerate(zip(item.storage_offsets[1:], item.lengths[1:], strict=True), start=1):
-            rows = rows.narrow(dim, start, length)
-        target.copy_(rows)
-
-    def _read_rows(self, name: str, chunk: Chunk, *, first: int, length: int) -> bytes:
         row_bytes = chunk.byte_length // (chunk.lengths[0] if chunk.lengths else 1)
-        data = self._store.get(self._record.prefix + chunk.object, chunk.byte_offset + first * row_bytes, length)
-        if length == chunk.byte_length:
-            checksum = Checksum()
-            checksum.update(data)
-            if str(checksum) != chunk.checksum:
-                place = f"{self._store.uri}/{self._record.prefix}{chunk.object}"
-                raise CheckpointError(f"{name} in {place} is damaged: its checksum differs; take an older checkpoint")
-        return data
+        return _Rows(
+            name=name,
+            chunk=chunk,
+            start=chunk.byte_offset + first * row_bytes,
+            shape=(*item.lengths[:1], *chunk.lengths[1:]),
+            dtype=dtype,
+            columns=tuple(zip(item.storage_offsets[1:], item.lengths[1:], strict=True)),
+            target=target,
+            checksum=Checksum(),
+        )
+
+    def _read_stretch(self, stretch: "list[_Rows]") -> None:
+        """Read rows that lie one after the other; those of a box that is too large for one request, some at a time."""
+        pieces = [stretch] if len(stretch) > 1 else [[rows] for rows in stretch[0].split()]
+        for piece in pieces:
+            landings = [rows.landing() for rows in piece]
+            key = self._record.prefix + piece[0].chunk.object
+            self._store.read_into(key, piece[0].start, [_bytes_of(landing) for landing in landings])
+            for rows, landing in zip(piece, landings, strict=True):
+                rows.take(landing)
+        for rows in stretch:
+            self._check(rows)
+
+    def _check(self, rows: "_Rows") -> None:
+        """CheckpointError where all of a box was read and is not what was written."""
+        if rows.checksum.bytes == rows.chunk.byte_length and str(rows.checksum) != rows.chunk.checksum:
+            place = f"{self._store.uri}/{self._record.prefix}{rows.chunk.object}"
+            raise CheckpointError(f"{rows.name} in {place} is damaged: its checksum differs; take an older checkpoint")
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """A reader serves one record, named when it is made."""
@@ -172,6 +187,67 @@ class Reader(StorageReader):
         return False
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a stored box, which lie in one piece, and the live tensor that they, or some columns of them, go into."""
+
+    name: str
+    chunk: Chunk
+    start: int
+    """Where in the object they begin."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    columns: tuple[tuple[int, int], ...]
+    """First and number of what is wanted in every dimension but that of the rows."""
+    target: Tensor
+    checksum: Checksum
+    """Of all that was read of the box, in order."""
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def split(self) -> "Iterator[_Rows]":
+        """These rows in order, as many at a time as one request brings, at least one."""
+        if self.bytes <= _READ_BYTES or not self.shape:
+            yield self
+            return
+        row_bytes = self.bytes // self.shape[0]
+        rows = max(1, _READ_BYTES // row_bytes)
+        for first in range(0, self.shape[0], rows):
+            target = self.target[first : first + rows]
+            yield replace(self, start=self.start + first * row_bytes, shape=(len(target), *self.shape[1:]), target=target)
+
+    def landing(self) -> Tensor:
+        """Host memory to read into: the live tensor itself wherever these bytes are its own."""
+        fits = self.target.is_cpu and self.target.is_contiguous() and self.target.shape == self.shape
+        return self.target if fits else torch.empty(self.shape, dtype=self.dtype)
+
+    def take(self, landing: Tensor) -> None:
+        """Count what was read into `landing`, and bring it to the live tensor if it is not there."""
+        self.checksum.update(_bytes_of(landing))
+        if landing is not self.target:
+            for dim, (start, length) in enumerate(self.columns, start=1):
+                landing = landing.narrow(dim, start, length)
+            self.target.copy_(landing)
+
+
+def _stretches(wanted: list[_Rows]) -> Iterator[list[_Rows]]:
+    """`wanted` in the order in which they lie; what one request can bring together, one behind the other, is together."""
+    stretch: list[_Rows] = []
+    begin = end = 0
+    for rows in sorted(wanted, key=lambda rows: (rows.chunk.object, rows.start)):
+        follows = stretch and rows.start == end and rows.chunk.object == stretch[-1].chunk.object
+        if stretch and not (follows and end + rows.bytes - begin <= _READ_BYTES):
+            yield stretch
+            stretch = []
+        begin = begin if stretch else rows.start
+        end = rows.start + rows.bytes
+        stretch.append(rows)
+    if stretch:
+        yield stretch
+
+
 def _dcp_metadata(tensor: StoredTensor) -> TensorStorageMetadata:
     return TensorStorageMetadata(
         properties=TensorProperties(dtype=getattr(torch, tensor.dtype)),
@@ -187,13 +263,13 @@ def _box_bytes(item: WriteItem) -> int:
     return math.prod(item.tensor_data.chunk.sizes) * DTYPE_BYTES[name]
 
 
-def _on_host(planner: SavePlanner, item: WriteItem) -> tuple[memoryview, str]:
+def _on_host(planner: SavePlanner, item: WriteItem) -> tuple[memoryview, Checksum]:
     """The bytes of a box and their checksum."""
     tensor = planner.resolve_data(item)
     assert isinstance(tensor, Tensor), "a logical state holds tensors only"
     view, checksum = _bytes_of(tensor.detach().cpu().contiguous()), Checksum()
     checksum.update(view)
-    return view, str(checksum)
+    return view, checksum
 
 
 def _one_ahead(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:

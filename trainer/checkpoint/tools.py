@@ -4,9 +4,10 @@
     verify    the same after every byte was read and compared with its checksum
     copy      claim the other run -> marker -> objects in pieces, checksums compared -> manifest, exclusively
 
-A copy goes in as a writer of the other run would put it there: a run counts what its newest claim has adopted (`claim`), so a
-manifest that was merely put beside its own might not exist for it, and a run that saves meanwhile would sweep the pieces. Where
-a writer is alive the copy is refused as a second writer is.
+A copy goes in as a writer of the other run would put it there, under a prefix of its own with the number of its claim: a run
+counts what its newest claim has adopted or written (`claim`), so a manifest that was merely put beside its own might not exist
+for it, and a run that saves meanwhile would sweep the pieces. Where a writer is alive, another copy included, the copy is refused
+as a second writer is.
 
 Left to whom: what the tensors mean is `logical`'s, exporting weights `trainer.export`'s; nothing here imports torch.
 """
@@ -22,11 +23,12 @@ from typing import Any, Literal
 
 import yaml
 
-from trainer.checkpoint.catalog import FOLDER, MARKER, Save, find_saves, read_record, why_damaged
-from trainer.checkpoint.claim import claim_run
+from trainer.checkpoint.catalog import FOLDER, MARKER, Save, find_saves, name_save, read_record, save_at, why_damaged
+from trainer.checkpoint.claim import Writer, claim_run
 from trainer.checkpoint.record import DTYPE_BYTES, MANIFEST, Record, StoredTensor, dump_record
 from trainer.config.load import parse_run_config
 from trainer.config.run import RunConfig
+from trainer.config.store import StoreConfig
 from trainer.config.training import CheckpointConfig
 from trainer.errors import CheckpointError, ConfigError, OdonataError
 from trainer.store.base import ObjectInfo, ObjectMissingError, Store, check_exclusive
@@ -81,11 +83,11 @@ class Total:
     bytes: int
 
 
-def open_place(uri: str) -> Place:
-    """The run, or the one checkpoint in a run, at `uri`: a folder or s3://bucket/prefix; nothing is asked."""
+def open_place(uri: str, config: StoreConfig | None = None) -> Place:
+    """The run, or the one checkpoint in a run, at `uri`: a folder or s3://bucket/prefix, reached as `config` says; nothing is asked."""
     text = uri if ":/" in uri else str(Path(uri).absolute())
     inside = _IN_A_RUN.fullmatch(text)
-    return Place(open_store(inside[1] or "/"), f"{inside[2]}/") if inside else Place(open_store(text))
+    return Place(open_store(inside[1] or "/", config), f"{inside[2]}/") if inside else Place(open_store(text, config))
 
 
 def list_checkpoints(place: Place, step: int | None = None) -> Iterator[Checkpoint]:
@@ -152,31 +154,23 @@ def copy_checkpoint(source: Store, record: Record, target: Store, progress: Prog
     """Bring the checkpoint `record` of `source` into the run at `target`; the answer says where it lies.
 
     CheckpointError where it is there already or its bytes are not as they were written, RefusedError where another process
-    writes to that run, or has not been silent for as long as the config there asks. Where `target` has no config it gets that of
-    `source`, so that the copy can be exported.
+    writes to that run, or has not been silent for as long as the config there asks; nothing is left of a copy that fails. Where
+    `target` has no config it gets that of `source`, so that the copy can be exported.
     """
-    place = f"{target.uri}/{record.prefix}"
-    if target.list(record.prefix + MANIFEST):
-        raise CheckpointError(
-            f"{source.uri}/{record.prefix} was to be copied to {place}, where a checkpoint is already; "
-            "nothing is written over: give another run, or remove that one first"
-        )
+    _refuse_a_second_copy(source, record, target)
     theirs = read_run_config(target)
     check_exclusive(target)
     claim = claim_run(
         target,
         job=None,
         expiry_s=(theirs.checkpoint if theirs else CheckpointConfig()).claim_expiry_s,
-        find_committed=lambda: [*(save.prefix for save in find_saves(target)[0]), record.prefix],
+        find_committed=lambda: [save.prefix for save in find_saves(target)[0]],
     )
     try:
-        _copy_objects(source, record, target, progress)
-        _copy_config(source, target)
-        claim.check()
-        target.put(record.prefix + MANIFEST, dump_record(record), exclusive=True)
+        _refuse_a_second_copy(source, record, target)  # one may have been made since
+        return _copy_as(claim, source, record, target, progress)
     finally:
-        claim.release()
-    return place
+        claim.give_up()
 
 
 def read_run_config(store: Store) -> RunConfig | None:
@@ -251,6 +245,11 @@ class WatchedStore:
         self._progress(len(data))
         return data
 
+    def read_into(self, key: str, offset: int, places: Sequence[memoryview]) -> None:
+        """See Store."""
+        self._store.read_into(key, offset, places)
+        self._progress(sum(place.nbytes for place in places))
+
     def put(self, key: str, payload: bytes | Iterable[memoryview], *, exclusive: bool = False) -> ObjectInfo:
         """See Store."""
         return self._store.put(key, payload, exclusive=exclusive)
@@ -262,10 +261,6 @@ class WatchedStore:
     def delete(self, prefix: str) -> None:
         """See Store."""
         self._store.delete(prefix)
-
-    def child(self, prefix: str) -> Store:
-        """See Store."""
-        return WatchedStore(self._store.child(prefix), self._progress)
 
 
 def _look_at(store: Store, save: Save, *, counts: bool) -> Checkpoint:
@@ -295,21 +290,37 @@ def _begun(store: Store, prefix: str) -> str | None:
         return None
 
 
-def _copy_objects(source: Store, record: Record, target: Store, progress: Progress) -> None:
-    """All of `record` but its manifest; nothing is left of what fails."""
-    watched, marker = WatchedStore(source, progress), {"step": record.step, "created": record.created}
+def _refuse_a_second_copy(source: Store, record: Record, target: Store) -> None:
+    origin = save_at(record.prefix).origin
+    for save in find_saves(target)[0]:
+        if save.origin == origin:
+            raise CheckpointError(
+                f"{source.uri}/{record.prefix} was to be copied to {target.uri}/{save.prefix}, where a checkpoint is already; "
+                "nothing is written over: give another run, or remove that one first"
+            )
+
+
+def _copy_as(writer: Writer, source: Store, record: Record, target: Store, progress: Progress) -> str:
+    """Write the copy as `writer`, under a prefix that no other save has."""
+    step, nonce = save_at(record.prefix).origin
+    prefix = name_save(step, writer=writer.incarnation, nonce=nonce).prefix
+    watched, marker = WatchedStore(source, progress), {"step": step, "created": record.created}
     try:
-        target.put(record.prefix + MARKER, json.dumps(marker).encode())
+        target.put(prefix + MARKER, json.dumps(marker).encode())
         for key in sorted(record.objects):
-            _copy_object(watched, record, key, target)
+            _copy_object(watched, record, key, target, prefix)
+        _copy_config(source, target)
+        writer.check()
+        target.put(prefix + MANIFEST, dump_record(replace(record, writer=writer.incarnation)), exclusive=True)
     except OdonataError:
-        target.delete(record.prefix)
+        target.delete(prefix)
         raise
+    return f"{target.uri}/{prefix}"
 
 
-def _copy_object(source: Store, record: Record, key: str, target: Store) -> None:
+def _copy_object(source: Store, record: Record, key: str, target: Store, prefix: str) -> None:
     stored = record.objects[key]
-    put = target.put(record.prefix + key, _pieces(source, record.prefix + key, stored.bytes))
+    put = target.put(prefix + key, _pieces(source, record.prefix + key, stored.bytes))
     if put.checksum != stored.checksum:
         raise CheckpointError(
             f"{source.uri}/{record.prefix} was to be copied and its {key} is damaged: it has the checksum {put.checksum} "

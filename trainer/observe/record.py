@@ -12,14 +12,18 @@ Left to whom: contact sheets are `pictures`, checkpoints `trainer.checkpoint`, i
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from trainer.checkpoint.claim import watch_writer
 from trainer.observe.journal import Journal
 from trainer.observe.report import SavedCheckpoint, SilentObserver, StepReport
 from trainer.store.base import ObjectMissingError, Store
+
+log = logging.getLogger(__name__)
 
 
 class RunRecord(SilentObserver):
@@ -35,6 +39,7 @@ class RunRecord(SilentObserver):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._clock = clock
+        self._is_ours = watch_writer(store)
         _keep_last_config(store, config_yaml, resumed_at)
         store.put("config.yaml", config_yaml.encode())
         store.put("environment.json", json.dumps(environment, indent=2).encode() + b"\n")
@@ -61,9 +66,12 @@ class RunRecord(SilentObserver):
         self._append(self._evaluations, {"step": step, **figures})
 
     def close(self) -> None:
-        """See Observer."""
+        """See Observer; what lies in the store is left alone where another writer has taken the run over and goes on with it."""
+        if self._is_ours():
+            self.sync()
+        else:
+            log.warning("another writer has taken over; its record of the run stays as it is")
         for journal in self._journals:
-            journal.sync()
             journal.close()
 
     @property

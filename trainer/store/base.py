@@ -9,9 +9,10 @@ for whole objects too, so it is the same number end to end. It is no guard again
 Left to whom: what is stored under which name, and which objects belong together, is the caller's business.
 """
 
+import functools
 import secrets
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -51,8 +52,39 @@ class Checksum:
         self._crc = zlib.crc32(piece, self._crc)
         self.bytes += memoryview(piece).nbytes
 
+    def append(self, following: "Checksum") -> None:
+        """Count all that `following` has counted, without seeing it again."""
+        self._crc = _multiply(_power_of_bytes(following.bytes), self._crc) ^ following._crc
+        self.bytes += following.bytes
+
     def __str__(self) -> str:
         return f"crc32:{self._crc:08x}"
+
+
+# A CRC-32 is the remainder of a polynomial over bits, the lowest power in the highest bit. n bytes that follow multiply it by x^8n.
+_POLYNOMIAL = 0xEDB88320
+_ONE, _X = 1 << 31, 1 << 30
+
+
+def _multiply(one: int, other: int) -> int:
+    """The remainder of a product of remainders."""
+    product = 0
+    for power in range(31, -1, -1):
+        if one >> power & 1:
+            product ^= other
+        other = other >> 1 ^ (_POLYNOMIAL if other & 1 else 0)
+    return product
+
+
+@functools.lru_cache(maxsize=1024)
+def _power_of_bytes(count: int) -> int:
+    """The remainder of x to the power of 8 `count`."""
+    result, square, exponent = _ONE, _X, 8 * count
+    while exponent:
+        if exponent & 1:
+            result = _multiply(result, square)
+        square, exponent = _multiply(square, square), exponent >> 1
+    return result
 
 
 @runtime_checkable
@@ -75,6 +107,13 @@ class Store(Protocol):
         """
         ...
 
+    def read_into(self, key: str, offset: int, places: Sequence[memoryview]) -> None:
+        """Fill `places`, flat bytes, one after the other with those of `key` from `offset` on; no copy of them is held.
+
+        ObjectMissingError as for `get`; after any error `places` hold anything.
+        """
+        ...
+
     def list(self, prefix: str) -> list[ObjectInfo]:
         """Every whole object under `prefix`, or named so, by key; "" is everything.
 
@@ -89,12 +128,12 @@ class Store(Protocol):
         """
         ...
 
-    def child(self, prefix: str) -> "Store":
-        """The same store seen from `prefix`: its keys begin there.
 
-        Nothing is created or looked up.
-        """
-        ...
+def ends_too_early(uri: str, key: str, *, offset: int, wanted: int, found: int) -> ObjectMissingError:
+    """The error for an object that has fewer bytes than are asked for."""
+    return ObjectMissingError(
+        f"{uri} was asked for {wanted} bytes of {key} from byte {offset} on, and it ends {wanted - found} too early"
+    )
 
 
 def check_exclusive(store: Store) -> None:

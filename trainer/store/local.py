@@ -4,12 +4,12 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from trainer.errors import ConfigError
-from trainer.store.base import Checksum, ObjectExistsError, ObjectInfo, ObjectMissingError, StoreError
+from trainer.store.base import Checksum, ObjectExistsError, ObjectInfo, ObjectMissingError, StoreError, ends_too_early
 
 _PARTIAL = ".partial-"
 _WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
@@ -49,10 +49,19 @@ class LocalStore:
             file.seek(offset)
             data = file.read(-1 if length is None else length)
         if length is not None and len(data) < length:
-            raise ObjectMissingError(
-                f"{self.uri} was asked for {length} bytes of {key} from byte {offset} on, and it ends {length - len(data)} too early"
-            )
+            raise ends_too_early(self.uri, key, offset=offset, wanted=length, found=len(data))
         return data
+
+    def read_into(self, key: str, offset: int, places: Sequence[memoryview]) -> None:
+        """See Store."""
+        found = 0
+        with self._explaining("read", key), self._path(key).open("rb") as file:
+            file.seek(offset)
+            for place in places:
+                found += file.readinto(place)
+        wanted = sum(place.nbytes for place in places)
+        if found < wanted:
+            raise ends_too_early(self.uri, key, offset=offset, wanted=wanted, found=found)
 
     def list(self, prefix: str) -> list[ObjectInfo]:
         """See Store."""
@@ -73,10 +82,6 @@ class LocalStore:
                 shutil.rmtree(path, onerror=_raise_unless_missing)
             else:
                 path.unlink(missing_ok=True)
-
-    def child(self, prefix: str) -> "LocalStore":
-        """See Store."""
-        return LocalStore(self._path(prefix))
 
     def _path(self, key: str) -> Path:
         """Where `key`, or a prefix with or without its last "/", lies; the root for an empty one."""

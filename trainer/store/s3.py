@@ -2,7 +2,8 @@
 
 An object that fits in one part is one PUT, a longer one is streamed as a multipart upload: parts are filled from memory, one at
 a time, while others travel, and the object appears when the upload is completed. Each request carries the CRC-32 of its
-bytes, and the completion that of the whole object, so the server refuses what was damaged on the way.
+bytes, and the completion that of the whole object, put together from those of its parts, so the server refuses what was
+damaged on the way.
 
 Who retries what: botocore repeats a request that is throttled, answered with 5xx or lost; here we repeat one whose body broke
 off while it was read, whose body arrived damaged, or that met another conditional PUT. What still fails becomes an error
@@ -24,11 +25,12 @@ from typing import Any, NamedTuple
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from trainer.config.store import StoreConfig
-from trainer.store.base import Checksum, ObjectExistsError, ObjectInfo, ObjectMissingError, StoreError
+from trainer.store.base import Checksum, ObjectExistsError, ObjectInfo, StoreError, ends_too_early
 from trainer.store.s3_errors import explaining
 
 _MB = 1 << 20
-_RANGE_BYTES = 8 * _MB  # what one GET reads of a larger object
+_RANGE_BYTES = 8 * _MB  # what one GET of a `get` reads of a larger object
+_PIECE_BYTES = _MB
 _ONE_PUT_BYTES = 5 << 30  # the most that S3 takes in one request; a manifest of thousands of ranks needs some of it
 _DELETE_BATCH = 1000  # the most that one DeleteObjects takes
 _AGAIN = {
@@ -50,6 +52,18 @@ _try_again = retry(
     wait=wait_random_exponential(multiplier=0.2, max=5),
     reraise=True,
 )
+
+
+class _Sent(NamedTuple):
+    """A part of an upload."""
+
+    number: int
+    checksum: Checksum
+    etag: str = ""
+
+    @property
+    def proof(self) -> dict[str, Any]:
+        return {"PartNumber": self.number, "ChecksumCRC32": _in_base64(self.checksum)}
 
 
 class _Fetched(NamedTuple):
@@ -74,17 +88,17 @@ class S3Store:
 
     def put(self, key: str, payload: bytes | Iterable[memoryview], *, exclusive: bool = False) -> ObjectInfo:
         """See Store."""
-        name, checksum = self._name(key), Checksum()
+        name = self._name(key)
         assert key, "an object has a name"
         part_bytes = _ONE_PUT_BYTES if exclusive else self._part_bytes
-        parts = _parts([memoryview(payload)] if isinstance(payload, bytes) else payload, part_bytes, checksum)
+        parts = _parts([memoryview(payload)] if isinstance(payload, bytes) else payload, part_bytes)
         with explaining(self.uri, "write", key):
             first = list(islice(parts, 2))
             if len(first) == 1:
-                self._put_object(name, first[0], checksum, exclusive=exclusive)
+                checksum = self._put_object(name, first[0], exclusive=exclusive)
             else:
                 assert not exclusive, "an exclusive object goes up in one request"
-                self._put_parts(name, _after(first, parts), checksum)
+                checksum = self._put_parts(name, _after(first, parts))
         return ObjectInfo(key, checksum.bytes, str(checksum))
 
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -94,11 +108,23 @@ class S3Store:
             available = max(first.object_bytes - offset, 0)
             wanted = available if length is None else length
             if available < wanted:
-                raise ObjectMissingError(
-                    f"{self.uri} was asked for {length} bytes of {key} from byte {offset} on, "
-                    f"and it ends {wanted - available} too early"
-                )
+                raise ends_too_early(self.uri, key, offset=offset, wanted=wanted, found=available)
             return first.data if len(first.data) == wanted else self._get_parts(self._name(key), offset, wanted, first)
+
+    def read_into(self, key: str, offset: int, places: Sequence[memoryview]) -> None:
+        """See Store; one request, which is also what is repeated when it breaks off, so ask for some tens of MB at once."""
+        wanted = sum(len(place) for place in places)
+        if not wanted:  # HTTP cannot ask for nothing
+            return
+        with explaining(self.uri, "read", key):
+            try:
+                found = self._fetch_into(self._name(key), offset, places)
+            except self._client.exceptions.ClientError as error:
+                if not _is_past_the_end(error):
+                    raise
+                found = 0
+        if found < wanted:
+            raise ends_too_early(self.uri, key, offset=offset, wanted=wanted, found=found)
 
     def list(self, prefix: str) -> list[ObjectInfo]:
         """See Store."""
@@ -118,10 +144,6 @@ class S3Store:
             while batch := list(islice(names, _DELETE_BATCH)):
                 self._delete_objects(batch)
 
-    def child(self, prefix: str) -> "S3Store":
-        """See Store."""
-        return S3Store(self._bucket, _folder(self._name(prefix)), self._config)
-
     @property
     def _client(self) -> Any:
         return _client(self._config, os.getpid())
@@ -139,7 +161,8 @@ class S3Store:
     # Writing
 
     @_try_again
-    def _put_object(self, name: str, data: bytearray, checksum: Checksum, *, exclusive: bool) -> None:
+    def _put_object(self, name: str, data: bytearray, *, exclusive: bool) -> Checksum:
+        checksum = _checksum_of(data)
         condition = {"IfNoneMatch": "*"} if exclusive else {}
         arguments = {"Bucket": self._bucket, "Key": name, "Body": data, "ChecksumCRC32": _in_base64(checksum)}
         with _named_again(name):
@@ -152,34 +175,39 @@ class S3Store:
                     raise ObjectExistsError(
                         f"s3://{self._bucket}/{name} was to be created and is there already; another writer made it"
                     ) from error
+        return checksum
 
-    def _put_parts(self, name: str, parts: Iterator[bytearray], checksum: Checksum) -> None:
+    def _put_parts(self, name: str, parts: Iterator[bytearray]) -> Checksum:
         place = {"Bucket": self._bucket, "Key": name}
         upload = self._client.create_multipart_upload(
             **place, ChecksumAlgorithm="CRC32", ChecksumType="FULL_OBJECT", **self._encryption
         )["UploadId"]
+        whole = Checksum()
         try:
             sent = self._send(name, upload, parts)
+            for part in sent:
+                whole.append(part.checksum)
             with _named_again(name):
                 self._client.complete_multipart_upload(
                     **place,
                     UploadId=upload,
-                    MultipartUpload={"Parts": sent},
+                    MultipartUpload={"Parts": [{**part.proof, "ETag": part.etag} for part in sent]},
                     ChecksumType="FULL_OBJECT",
-                    ChecksumCRC32=_in_base64(checksum),
+                    ChecksumCRC32=_in_base64(whole),
                 )
         except self._client.exceptions.NoSuchUpload:
-            if not self._is_there(name, checksum):
+            if not self._is_there(name, whole):
                 raise
         except BaseException:
             with suppress(*_boto_errors()):
                 self._abort(name, upload)
             raise
+        return whole
 
-    def _send(self, name: str, upload: str, parts: Iterator[bytearray]) -> Sequence[dict[str, Any]]:
+    def _send(self, name: str, upload: str, parts: Iterator[bytearray]) -> Sequence[_Sent]:
         """Send `parts`, `threads` at once, while the next one is filled; the first failure ends it."""
-        sent: list[dict[str, Any]] = []
-        travelling: set[Future[dict[str, Any]]] = set()
+        sent: list[_Sent] = []
+        travelling: set[Future[_Sent]] = set()
         with ThreadPoolExecutor(self._config.threads) as threads:
             for number, part in enumerate(parts, start=1):
                 if len(travelling) == self._config.threads:
@@ -187,16 +215,14 @@ class S3Store:
                     sent += [future.result() for future in arrived]
                 travelling.add(threads.submit(self._send_part, name, upload, number, part))
             sent += [future.result() for future in travelling]
-        return sorted(sent, key=lambda part: part["PartNumber"])
+        return sorted(sent, key=lambda part: part.number)
 
     @_try_again
-    def _send_part(self, name: str, upload: str, number: int, part: bytearray) -> dict[str, Any]:
-        checksum = Checksum()
-        checksum.update(memoryview(part))
-        proof = {"PartNumber": number, "ChecksumCRC32": _in_base64(checksum)}
+    def _send_part(self, name: str, upload: str, number: int, part: bytearray) -> _Sent:
+        sent = _Sent(number, _checksum_of(part))
         with _named_again(f"part {number} of {name}"):
-            answer = self._client.upload_part(Bucket=self._bucket, Key=name, UploadId=upload, Body=part, **proof)
-        return {**proof, "ETag": answer["ETag"]}
+            answer = self._client.upload_part(Bucket=self._bucket, Key=name, UploadId=upload, Body=part, **sent.proof)
+        return sent._replace(etag=answer["ETag"])
 
     def _is_there(self, name: str, checksum: Checksum) -> bool:
         """Whether the object is ours: a completion whose answer was lost has succeeded, and its repetition finds no upload."""
@@ -222,7 +248,7 @@ class S3Store:
         try:
             return self._fetch(name, limit, Range=_range(offset, limit or 1))  # HTTP cannot ask for nothing
         except self._client.exceptions.ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 416:
+            if not _is_past_the_end(error):
                 raise
             return _Fetched(b"", offset, "")
 
@@ -236,8 +262,7 @@ class S3Store:
 
             def fill(start: int) -> None:
                 end = min(start + _RANGE_BYTES, wanted)
-                place = _range(offset + start, end - start)
-                memory[start:end] = self._fetch(name, end - start, Range=place, IfMatch=first.etag).data
+                self._fetch_into(name, offset + start, [memory[start:end]], IfMatch=first.etag)
 
             for _ in threads.map(fill, range(len(first.data), wanted, _RANGE_BYTES)):
                 pass
@@ -246,21 +271,39 @@ class S3Store:
     @_try_again
     def _fetch(self, name: str, limit: int, **conditions: str) -> _Fetched:
         """The first `limit` bytes that a GET under `conditions` answers with."""
+        with self._answer(name, **conditions) as answer:
+            coming = answer["ContentLength"]
+            data = answer["Body"].read() if coming <= limit else answer["Body"].read(limit)
+        whole = int(answer["ContentRange"].rpartition("/")[2]) if "ContentRange" in answer else coming
+        return _Fetched(data[:limit], whole, answer["ETag"])
+
+    @_try_again
+    def _fetch_into(self, name: str, offset: int, places: Sequence[memoryview], **conditions: str) -> int:
+        """Fill `places` with what one GET brings, from `offset` on; how many bytes there are, and if too few, none is read."""
+        wanted = sum(len(place) for place in places)
+        with self._answer(name, Range=_range(offset, wanted), **conditions) as answer:
+            if answer["ContentLength"] < wanted:
+                return int(answer["ContentLength"])
+            for place in places:
+                _read_body_into(answer["Body"], place)
+            answer["Body"].read()  # nothing is left: at its end botocore compares length and checksum
+        return wanted
+
+    @contextmanager
+    def _answer(self, name: str, **conditions: str) -> Iterator[dict[str, Any]]:
+        """The answer to a GET under `conditions`, whose body is read meanwhile; one that is spoilt is asked for again."""
         from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError, ResponseStreamingError
 
         answer = self._client.get_object(Bucket=self._bucket, Key=name, ChecksumMode="ENABLED", **conditions)
-        body, coming = answer["Body"], answer["ContentLength"]
         try:
-            data = body.read() if coming <= limit else body.read(limit)
+            yield answer
         except (FlexibleChecksumError, HTTPClientError, IncompleteReadError, ResponseStreamingError) as error:
             raise _TryAgainError(
                 f"s3://{self._bucket}/{name} was read and its bytes broke off or were damaged ({error}); "
                 "mend the way to the store and start the same job again"
             ) from error
         finally:
-            body.close()
-        whole = int(answer["ContentRange"].rpartition("/")[2]) if "ContentRange" in answer else coming
-        return _Fetched(data[:limit], whole, answer["ETag"])
+            answer["Body"].close()
 
     # Listing and deleting
 
@@ -317,14 +360,13 @@ def _client(config: StoreConfig, _process: int) -> Any:
     )
 
 
-def _parts(pieces: Iterable[memoryview], part_bytes: int, checksum: Checksum) -> Iterator[bytearray]:
-    """The bytes of `pieces`, shown to `checksum`, in parts that are full but for the last; one empty part for no bytes.
+def _parts(pieces: Iterable[memoryview], part_bytes: int) -> Iterator[bytearray]:
+    """The bytes of `pieces` in parts that are full but for the last; one empty part for no bytes.
 
     A full part is handed out when another byte comes.
     """
     part = bytearray()
     for piece in pieces:
-        checksum.update(piece)
         rest = piece.cast("B") if piece.nbytes else memoryview(b"")
         while rest:
             if len(part) == part_bytes:
@@ -343,6 +385,17 @@ def _after(first: list[bytearray], parts: Iterator[bytearray]) -> Iterator[bytea
     yield from parts
 
 
+def _read_body_into(body: Any, place: memoryview) -> None:
+    """Fill `place` from `body` in pieces that stay in the cache while they are copied."""
+    while place:
+        place = place[body.readinto(place[:_PIECE_BYTES]) :]  # a body that ends before raises
+
+
+def _is_past_the_end(error: Any) -> bool:
+    """Whether a range was asked for that begins where the object has ended."""
+    return bool(error.response["ResponseMetadata"]["HTTPStatusCode"] == 416)
+
+
 def _folder(name: str) -> str:
     """What the names of all objects under `name` begin with."""
     return name and name.removesuffix("/") + "/"
@@ -350,6 +403,12 @@ def _folder(name: str) -> str:
 
 def _range(start: int, length: int) -> str:
     return f"bytes={start}-{start + length - 1}"
+
+
+def _checksum_of(data: bytearray) -> Checksum:
+    checksum = Checksum()
+    checksum.update(memoryview(data))
+    return checksum
 
 
 def _in_base64(checksum: Checksum) -> str:

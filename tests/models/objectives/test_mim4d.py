@@ -179,7 +179,13 @@ def test_every_parameter_learns_and_every_task_runs(mode: str, lift: str) -> Non
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
     figures = model.eval()(batch, "evaluate")
     assert all(values.shape == (2,) and values.isfinite().all() for values in figures.values())
-    assert {"mim4d/loss", "mim4d/rebuilt_depth_m", "mim4d/nearest_frame_depth_m", "mim4d/constant_depth_m"} <= figures.keys()
+    assert {
+        "mim4d/loss",
+        "mim4d/rebuilt_depth_m",
+        "mim4d/nearest_frame_depth_m",
+        "mim4d/another_clip_depth_m",
+        "mim4d/constant_depth_m",
+    } <= figures.keys()
     drawn = model(batch, "draw")["mim4d"]
     assert all(image.isfinite().all() and image.min() >= 0 and image.max() <= 1 for image in drawn.values())
     assert "rebuilt: depth" in drawn and "learned flow from above, hue: where to" in drawn

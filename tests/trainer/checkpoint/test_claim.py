@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,11 +15,11 @@ import pytest
 
 from tests.trainer.checkpoint.toy import Trainer, save_now
 from trainer.checkpoint.catalog import find_saves
-from trainer.checkpoint.claim import Claim, Holder, Writer, claim_run, describe_process, read_claims
+from trainer.checkpoint.claim import Claim, Holder, Writer, claim_run, describe_process, read_claims, watch_writer
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.config.training import CheckpointConfig
 from trainer.errors import RefusedError
-from trainer.store.base import Store
+from trainer.store.base import Store, StoreError
 from trainer.store.open import open_store
 
 EXPIRY_S = 60.0
@@ -169,6 +170,27 @@ def test_a_writer_that_was_taken_over_sweeps_nothing_of_its_successor(store: Sto
     monkeypatch.setattr(Writer, "check", lambda writer: None)
     save_now(first, 6, Trainer(0).state())
     assert store.list(begun)
+
+
+def test_a_claim_whose_holder_cannot_look_is_let_go(store: Store) -> None:
+    def fail() -> list[str]:
+        raise StoreError("the store is gone")
+
+    others = set(threading.enumerate())
+    with pytest.raises(StoreError, match="the store is gone"):
+        claim_run(store, job="a", expiry_s=EXPIRY_S, find_committed=fail)
+    for thread in set(threading.enumerate()) - others:
+        thread.join(timeout=5)
+        assert not thread.is_alive(), "it would renew the claim for ever"
+    assert claim(store, "b").incarnation == 2
+
+
+def test_whoever_watches_the_writer_sees_it_taken_over(store: Store) -> None:
+    claim(store, "a")
+    is_still_held = watch_writer(store)
+    assert is_still_held()
+    claim(store, "a")
+    assert not is_still_held()
 
 
 def test_old_claims_are_forgotten_and_numbers_go_on(store: Store) -> None:

@@ -4,7 +4,8 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from tests.trainer.checkpoint.toy import FailingStore, Toy, Trainer, save_now, unequal, whole
+from trainer.checkpoint import storage
 from trainer.checkpoint.boxes import boxes_of
 from trainer.checkpoint.logical import model_state
 from trainer.checkpoint.manager import CheckpointManager, load_into_model, read_tensors
@@ -251,6 +253,18 @@ def test_a_full_store_leaves_the_older_checkpoint_and_the_training_state_as_they
     assert save_now(manage(full), 4, trainer.state()).step == 4
 
 
+def test_bytes_that_change_between_staging_and_store_are_no_checkpoint(store: Store) -> None:
+    class Forgetful(FailingStore):
+        def put(self, key: str, payload: bytes | Iterable[memoryview], *, exclusive: bool = False) -> ObjectInfo:
+            if key.endswith(OBJECT) and not isinstance(payload, bytes):
+                payload = b"".join(payload)[:-1] + b"!"
+            return super().put(key, payload, exclusive=exclusive)
+
+    with pytest.raises(StoreError, match="changed in this host's memory"):
+        save(Forgetful(store, "none"), 1)
+    assert manage(store).newest() is None
+
+
 def test_a_retention_that_fails_does_not_fail_the_save(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     class Undeletable(FailingStore):
         def delete(self, prefix: str) -> None:
@@ -386,3 +400,54 @@ def test_a_save_that_would_outlast_the_grace_period_is_told_so(store: Store) -> 
     save_now(manager, 1, Trainer(0).state())
     assert manager.fits_into(60.0)
     assert not manager.fits_into(1e-6)
+
+
+def test_the_grace_period_that_is_left_is_judged_when_the_save_in_flight_has_ended(store: Store) -> None:
+    class SlowStore(FailingStore):
+        def put(self, key: str, payload: bytes | Iterable[memoryview], *, exclusive: bool = False) -> ObjectInfo:
+            time.sleep(0.3 * key.endswith(MANIFEST))
+            return super().put(key, payload, exclusive=exclusive)
+
+    manager = manage(SlowStore(store, "none"))
+    manager.save(1, Trainer(0).state(), engine="single", progress={})
+    assert not manager.fits_into(0.4), "some of it went by while the first one ended, and a second one takes as long"
+    assert manager.last_committed_step == 1
+    manager.save(2, Trainer(0).state(), engine="single", progress={})
+    assert manager.fits_into(60.0)
+    assert [report.step for report in manager.poll()] == [1, 2]
+
+
+def test_neighbouring_boxes_are_read_in_one_request_and_a_large_one_in_several(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Observed(FailingStore):
+        def read_into(self, key: str, offset: int, places: Sequence[memoryview]) -> None:
+            asked.append((offset, sum(place.nbytes for place in places)))
+            super().read_into(key, offset, places)
+
+    monkeypatch.setattr(storage, "_READ_BYTES", 100)
+    saved = {"a": torch.randn(5, 2), "b": torch.randn(10), "c": torch.randn(3), "d": torch.randn(30, 3), "e": torch.tensor(2.0)}
+    record = save_now(manage(store), 1, {name: boxes_of(tensor) for name, tensor in saved.items()})
+    live = {name: torch.zeros_like(tensor) for name, tensor in saved.items()}
+    manage(Observed(store, "none")).load(record, {name: boxes_of(tensor) for name, tensor in live.items()})
+    assert unequal(live, saved) == []
+    place = {name: tensor.chunks[0].byte_offset for name, tensor in record.tensors.items()}
+    of_large = [(offset, size) for offset, size in asked if place["d"] <= offset < place["d"] + 360]
+    assert sorted(of_large) == [(place["d"] + 96 * part, min(96, 360 - 96 * part)) for part in range(4)]
+    others = sorted(set(asked) - set(of_large))
+    assert sum(size for _, size in others) == 40 + 40 + 12 + 4
+    assert len(others) < 4
+    assert all(size <= 100 for _, size in others)
+
+
+@pytest.mark.parametrize("name", ["large", "small"])
+def test_damage_is_found_in_whatever_pieces_a_box_is_read(store: Store, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(storage, "_READ_BYTES", 100)
+    saved = {"large": torch.randn(30, 3), "small": torch.randn(4), "another": torch.randn(5)}
+    state = {key: boxes_of(tensor) for key, tensor in saved.items()}
+    record = save_now(manage(store), 1, state)
+    flip(Path(store.uri, record.prefix, OBJECT), record.tensors[name].chunks[0].byte_offset + 9)
+    with pytest.raises(CheckpointError, match=f"{name} in .* is damaged"):
+        manage(store).load(record, state)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from trainer.checkpoint.record import Chunk, Record, StoredObject, StoredTensor, dump_record, parse_record
+from trainer.checkpoint.record import FORMAT_VERSION, Chunk, Record, StoredObject, StoredTensor, dump_record, parse_record
 from trainer.errors import CheckpointError
+from trainer.store.base import Checksum
 
 RECORD = Record(
     step=40,
@@ -34,21 +35,19 @@ RECORD = Record(
 )
 
 
-def with_chunk(**changes: Any) -> Record:
-    """RECORD, with the second chunk of its weight changed."""
-    weight = RECORD.tensors["model.weight"]
-    chunks = (weight.chunks[0], weight.chunks[1]._replace(**changes))
-    return replace(RECORD, tensors=RECORD.tensors | {"model.weight": replace(weight, chunks=chunks)})
-
-
-def with_body(change: Callable[[dict[str, Any]], None]) -> bytes:
+def with_body(change: Callable[[dict[str, Any]], object]) -> bytes:
     """A manifest whose body was changed before its checksum was taken, as a faulty writer would."""
-    from trainer.checkpoint import record as module
+    body = json.loads(dump_record(RECORD))["record"]
+    change(body)
+    content = json.dumps(body).encode()
+    checksum = Checksum()
+    checksum.update(content)
+    return f'{{"format_version":{FORMAT_VERSION},"checksum":"{checksum}","record":'.encode() + content + b"}"
 
-    content = json.loads(dump_record(RECORD))
-    change(content["record"])
-    content["checksum"] = module._checksum(content["record"])
-    return json.dumps(content).encode()
+
+def with_boxes(column: str, value: object) -> bytes:
+    """RECORD's manifest with another column of boxes in its second object."""
+    return with_body(lambda body: body["objects"]["rank-00001.bin"]["boxes"].update({column: value}))
 
 
 def test_a_record_survives_its_manifest() -> None:
@@ -76,9 +75,33 @@ def test_a_manifest_without_a_version_is_refused(manifest: bytes) -> None:
         parse_record(manifest, prefix="")
 
 
-def test_a_future_version_is_refused_by_name_before_anything_else_is_looked_at() -> None:
-    with pytest.raises(CheckpointError, match="format_version 2 and this version of Odonata reads 1"):
-        parse_record(b'{"format_version": 2, "shape_of_the_future": []}', prefix="")
+@pytest.mark.parametrize("version", [FORMAT_VERSION - 1, FORMAT_VERSION + 1])
+def test_another_version_is_refused_by_name_before_anything_else_is_looked_at(version: int) -> None:
+    of_another_form = f'{{"format_version": {version}, "shape_of_that_time": []}}'.encode()
+    of_our_form = dump_record(RECORD).replace(b'version":%d' % FORMAT_VERSION, b'version":%d' % version)
+    for manifest in (of_another_form, of_our_form):
+        with pytest.raises(CheckpointError, match=f"format_version {version} and this version of Odonata reads {FORMAT_VERSION}"):
+            parse_record(manifest, prefix="")
+
+
+def test_a_manifest_of_this_version_with_other_keys_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="has the keys format_version, more, or not in the order"):
+        parse_record(f'{{"more": 1, "format_version": {FORMAT_VERSION}}}'.encode(), prefix="")
+
+
+def test_a_box_of_many_takes_few_bytes() -> None:
+    """A giant encoder on hundreds of ranks has a million boxes."""
+    boxes, row = 2000, 64
+    chunks = tuple(
+        Chunk((number, 0), (1, row), "rank-00000.bin", 4 * row * number, 4 * row, f"crc32:{number:08x}")
+        for number in range(boxes)
+    )
+    weight = StoredTensor((boxes, row), "float32", chunks)
+    whole = StoredObject(4 * row * boxes, "crc32:00000000")
+    record = replace(RECORD, tensors={"model.weight": weight}, objects={"rank-00000.bin": whole})
+    manifest = dump_record(record)
+    assert len(manifest) < 30 * boxes
+    assert parse_record(manifest, prefix=record.prefix) == record
 
 
 def test_no_byte_of_a_manifest_can_change_unnoticed() -> None:
@@ -106,7 +129,10 @@ def test_a_truncated_manifest_is_refused() -> None:
         lambda body: body.update(step="40"),
         lambda body: body["progress"].update(step=0.5),
         lambda body: body["objects"]["rank-00000.bin"].update(extra=1),
-        lambda body: body["tensors"]["model.weight"]["chunks"][0].pop(),
+        lambda body: body["tensors"]["model.weight"].update(chunks=[]),
+        lambda body: body["objects"]["rank-00000.bin"]["boxes"].pop("lengths"),
+        lambda body: body["objects"]["rank-00001.bin"]["boxes"].update(offsets=[-1, 0]),
+        lambda body: body["objects"]["rank-00001.bin"]["boxes"].update(lengths=[0, 2]),
     ],
 )
 def test_a_body_of_another_form_is_refused(change: Callable[[dict[str, Any]], None]) -> None:
@@ -114,28 +140,40 @@ def test_a_body_of_another_form_is_refused(change: Callable[[dict[str, Any]], No
         parse_record(with_body(change), prefix="")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"offsets": (3, 0)},
-        {"offsets": (-1, 0)},
-        {"offsets": (2,)},
-        {"lengths": (1, 2, 1)},
-        {"object": "rank-00007.bin"},
-        {"byte_offset": 5},
-        {"byte_offset": -1},
-        {"byte_length": 5},
-    ],
-)
-def test_a_chunk_outside_of_its_tensor_or_object_is_refused(changes: dict[str, Any]) -> None:
+def test_boxes_are_columns_of_their_object() -> None:
+    body = json.loads(dump_record(RECORD))["record"]
+    assert list(body["tensors"]) == ["model.empty", "model.weight", "optim.weight.step"]
+    assert body["objects"]["rank-00001.bin"]["boxes"] == {
+        "tensors": [2, 1],
+        "offsets": [2, 0],
+        "lengths": [1, 2],
+        "checksums": "00000003" + "00000002",
+    }
+
+
+@pytest.mark.parametrize(("column", "value"), [("offsets", [3, 0]), ("offsets", [2, 1]), ("offsets", [2]), ("lengths", [2, 2])])
+def test_a_box_outside_of_its_tensor_is_refused(column: str, value: list[int]) -> None:
     with pytest.raises(CheckpointError, match=r"model\.weight has a chunk that lies outside"):
-        parse_record(dump_record(with_chunk(**changes)), prefix="")
+        parse_record(with_boxes(column, value), prefix="")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("offsets", [2, 0, 0]), ("lengths", [1, 2, 1]), ("lengths", [1, 1]), ("checksums", "00000003"), ("checksums", "0" * 17)],
+)
+def test_boxes_that_do_not_fill_their_object_are_refused(column: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=r"rank-00001\.bin is not filled by its boxes"):
+        parse_record(with_boxes(column, value), prefix="")
+
+
+def test_a_box_of_no_tensor_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="holds a box of a tensor 3, and there are 3"):
+        parse_record(with_boxes("tensors", [2, 3]), prefix="")
 
 
 def test_a_tensor_that_its_chunks_do_not_cover_is_refused() -> None:
-    weight = replace(RECORD.tensors["model.weight"], chunks=RECORD.tensors["model.weight"].chunks[:1])
-    with pytest.raises(CheckpointError, match="not covered"):
-        parse_record(dump_record(replace(RECORD, tensors={"model.weight": weight})), prefix="")
+    with pytest.raises(CheckpointError, match=r"model\.weight is not covered"):
+        parse_record(with_body(lambda body: body["tensors"]["model.weight"].update(shape=[4, 2])), prefix="")
 
 
 def test_an_unknown_type_is_refused() -> None:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.gloo import run_ranks
 from tests.trainer.checkpoint.toy import FailingStore, Toy, Trainer, save_now, unequal, whole
-from trainer.checkpoint.boxes import State
+from trainer.checkpoint.boxes import State, take_share
 from trainer.checkpoint.logical import model_state
 from trainer.checkpoint.manager import CheckpointManager, load_into_model, read_tensors
 from trainer.checkpoint.record import Record
@@ -59,6 +59,11 @@ def resume(store: Store, trainer: Trainer) -> Record:
     return record
 
 
+def share_bytes(trainer: Trainer) -> int:
+    """What this rank is to write, and so to copy."""
+    return sum(boxes.bytes for boxes in take_share(trainer.state()).values())
+
+
 def as_arrays(state: State) -> dict[str, np.ndarray[Any, Any]]:
     return {name: tensor.numpy() for name, tensor in whole(state).items()}
 
@@ -83,6 +88,7 @@ def on_two_ranks(folder: Path) -> dict[str, Any]:
     replicated = Trainer(2, wrap=DistributedDataParallel)
     resume(fsdp_store, replicated)
     saw["ddp unequal"] = unequal(whole(replicated.state()), saved)
+    saw["ddp share"] = share_bytes(replicated)
     saw["ddp record"] = save(open_store(folder / "ddp"), replicated, engine="ddp")
     saw["ddp resumed"] = replicated.train(AFTER)
 
@@ -180,6 +186,7 @@ def on_four_ranks(folder: Path) -> dict[str, Any]:
         trainer = Trainer(1, wrap=sharding(meshes[name]))
         resume(open_store(folder / origin), trainer)
         saw[f"{name} state"] = as_arrays(trainer.state())
+        saw[f"{name} share"] = share_bytes(trainer)
         saw[f"{name} record"] = save(open_store(folder / f"{name} of four"), trainer, engine=name)
         saw[f"{name} resumed"] = trainer.train(AFTER)
     return saw
@@ -245,6 +252,12 @@ def test_every_rank_writes_its_part_once(two: list[dict[str, Any]], four: list[d
         assert record.bytes == state_bytes, "replicated tensors are written once"
         sizes = [stored.bytes for stored in record.objects.values()]
         assert max(sizes) <= 1.5 * min(sizes)
+
+
+def test_replicas_copy_only_what_they_write(two: list[dict[str, Any]], four: list[dict[str, Any]]) -> None:
+    for ranks, name in ((two, "ddp"), (four, "hsdp"), (four, "fsdp2")):
+        written = [stored.bytes for _, stored in sorted(ranks[0][f"{name} record"].objects.items())]
+        assert [saw[f"{name} share"] for saw in ranks] == written
 
 
 def test_bf16_weights_in_uneven_shards_come_back_bit_for_bit(two: list[dict[str, Any]]) -> None:

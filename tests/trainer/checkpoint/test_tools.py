@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ import yaml
 from tests.runs import SMALL_RUN
 from tests.trainer.checkpoint.toy import FailingStore, Trainer, save_now, unequal, whole
 from trainer.checkpoint import tools
-from trainer.checkpoint.catalog import MARKER, find_saves
-from trainer.checkpoint.claim import claim_run
+from trainer.checkpoint.catalog import MARKER, find_saves, save_at
+from trainer.checkpoint.claim import claim_run, read_claims
 from trainer.checkpoint.manager import CheckpointManager, read_tensors
 from trainer.checkpoint.record import MANIFEST, Record
 from trainer.checkpoint.tools import (
@@ -89,7 +90,13 @@ def test_every_save_is_listed_newest_first_with_what_is_wrong_with_it(store: Sto
         (20, "damaged"),
         (10, "whole"),
     ]
-    reasons = ["has no manifest.json", "incarnation 0, had been taken over", "is not JSON", "bytes and was written with", ""]
+    reasons = [
+        "has no manifest.json",
+        "incarnation 0, had been taken over",
+        "does not have the checksum",
+        "bytes and was written with",
+        "",
+    ]
     for checkpoint, reason in zip(found, reasons, strict=True):
         assert reason in checkpoint.reason
         assert bool(checkpoint.reason) == bool(reason)
@@ -191,20 +198,75 @@ def test_a_copy_is_the_same_bytes_and_resumes_and_comes_back(store: Store, other
     save(store, 10)
     record = save(store, 20)
     store.put("config.yaml", SMALL_RUN.encode())
-    copied: list[int] = []
-    assert copy_checkpoint(store, record, other, copied.append) == f"{other.uri}/{record.prefix}"
-    assert sum(copied) == record.bytes
-    for key in (record.prefix + OBJECT, record.prefix + MANIFEST, "config.yaml"):
-        assert other.get(key) == store.get(key)
+    read: list[int] = []
+    place = copy_checkpoint(store, record, other, read.append)
+    assert sum(read) == record.bytes
+    copied = choose_checkpoint(Place(other))
+    assert place == f"{other.uri}/{copied.prefix}"
+    assert as_at(record, copied) == record
+    assert other.get(copied.prefix + OBJECT) == store.get(record.prefix + OBJECT)
+    assert other.get("config.yaml") == store.get("config.yaml")
     resumed = CheckpointManager(other, CheckpointConfig())
     resumed.claim(job=None)
-    assert resumed.newest() == record
+    assert resumed.newest() == copied
     resumed.close()
-    assert unequal(read_tensors(other, record), whole(Trainer(20).state())) == []
+    assert unequal(read_tensors(other, copied), whole(Trainer(20).state())) == []
     store.delete(record.prefix)
-    copy_checkpoint(other, record, store, ignore)
-    assert choose_checkpoint(Place(store)) == record
+    copy_checkpoint(other, copied, store, ignore)
+    assert as_at(record, choose_checkpoint(Place(store))) == record
     assert {checkpoint.state for checkpoint in verify(store)} == {"whole"}
+
+
+def as_at(record: Record, copied: Record) -> Record:
+    """`copied` with the writer and the place of `record`, which are all that a copy changes."""
+    return replace(copied, writer=record.writer, prefix=record.prefix)
+
+
+def test_a_copy_is_written_under_the_number_of_its_own_claim(store: Store, other: Store) -> None:
+    for _ in range(3):
+        claim_run(store, job=None, expiry_s=9.0, find_committed=list).release()
+    manager = CheckpointManager(store, CheckpointConfig())
+    manager.claim(job=None)
+    record = save_now(manager, 10, Trainer(0).state())
+    manager.close()
+    assert record.writer == 4
+    copy_checkpoint(store, record, other, ignore)
+    copied = choose_checkpoint(Place(other))
+    assert copied.writer == save_at(copied.prefix).writer == read_claims(other)[0].incarnation == 1
+    assert save_at(copied.prefix).origin == save_at(record.prefix).origin
+
+
+def test_a_copy_that_another_was_faster_with_is_refused_and_undoes_nothing(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def let_another_copy_in(target: Store) -> None:
+        monkeypatch.setattr(tools, "check_exclusive", lambda target: None)
+        copy_checkpoint(store, record, other, ignore)
+
+    record = save(store, 10)
+    monkeypatch.setattr(tools, "check_exclusive", let_another_copy_in)
+    with pytest.raises(CheckpointError, match="where a checkpoint is already"):
+        copy_checkpoint(store, record, other, ignore)
+    assert [checkpoint.state for checkpoint in verify(other)] == ["whole"]
+
+
+def test_two_copies_in_one_run_at_once_do_not_undo_each_other(
+    store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one is stopped in its object for so long that its claim expires, and goes on when the second has ended."""
+
+    class Stopping(FailingStore):
+        def put(self, key: str, payload: bytes | Iterable[memoryview], *, exclusive: bool = False) -> ObjectInfo:
+            if key.endswith(OBJECT):
+                with monkeypatch.context() as patch:
+                    patch.setattr("trainer.checkpoint.claim._refuse_if_alive", lambda held, **_: None)
+                    copy_checkpoint(store, record, other, ignore)
+            return super().put(key, payload, exclusive=exclusive)
+
+    record = save(store, 10)
+    with pytest.raises(RefusedError, match="has taken over"):
+        copy_checkpoint(store, record, Stopping(other, "none"), ignore)
+    assert [checkpoint.state for checkpoint in verify(other)] == ["whole"]
 
 
 def test_a_copy_counts_in_a_run_that_has_had_writers(store: Store, other: Store) -> None:
@@ -215,7 +277,7 @@ def test_a_copy_counts_in_a_run_that_has_had_writers(store: Store, other: Store)
     other.put("config.yaml", theirs_config)
     store.put("config.yaml", SMALL_RUN.encode())
     copy_checkpoint(store, ours, other, ignore)
-    assert [found.prefix for found in find_saves(other)[0]] == [ours.prefix, theirs.prefix]
+    assert [found.origin for found in find_saves(other)[0]] == [save_at(ours.prefix).origin, save_at(theirs.prefix).origin]
     assert other.get("config.yaml") == theirs_config
 
 
@@ -251,7 +313,7 @@ def test_a_checkpoint_is_never_copied_over_one_that_is_there(store: Store, other
     record = save(store, 10)
     copy_checkpoint(store, record, other, ignore)
     if broken:
-        truncate(other, record.prefix + OBJECT)
+        truncate(other, choose_checkpoint(Place(other)).prefix + OBJECT)
     before = contents(other)
     with pytest.raises(CheckpointError, match="where a checkpoint is already; nothing is written over"):
         copy_checkpoint(store, record, other, ignore)
@@ -272,10 +334,10 @@ def test_a_copy_that_breaks_off_does_not_count_and_can_be_made_again(store: Stor
     full = FailingStore(other, ending)
     with pytest.raises(StoreError, match="No space left on device"):
         copy_checkpoint(store, record, full, ignore)
-    assert find_saves(other)[0] == []
+    assert [key for key in contents(other) if key.startswith("checkpoints/")] == []
     full.full = False
     copy_checkpoint(store, record, full, ignore)
-    assert choose_checkpoint(Place(other)) == record
+    assert as_at(record, choose_checkpoint(Place(other))) == record
 
 
 def test_a_copy_holds_one_piece_at_a_time_and_puts_the_manifest_last(

@@ -1,6 +1,6 @@
 """A small transformer that trains the same on any number of ranks, and a store that fails on demand."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -150,11 +150,11 @@ class FailingStore:
     def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         return self._store.get(key, offset, length)
 
+    def read_into(self, key: str, offset: int, places: Sequence[memoryview]) -> None:
+        self._store.read_into(key, offset, places)
+
     def list(self, prefix: str) -> list[ObjectInfo]:
         return self._store.list(prefix)
 
     def delete(self, prefix: str) -> None:
         self._store.delete(prefix)
-
-    def child(self, prefix: str) -> Store:
-        return FailingStore(self._store.child(prefix), self._ending)
