@@ -21,15 +21,18 @@ from trainer.data.loader import PlacedSamples, collate
 from trainer.data.order import Order
 from trainer.start import open_sources
 
-KINDS = ("croco", "simipu")
-OBJECTIVES = "{kind: croco, decoder: tiny, mask: {ratio: 0.75}}, {kind: simipu, points: tiny, weight: 0.5}"
+KINDS = ("croco", "simipu", "mim4d")
+OBJECTIVES = (
+    "{kind: croco, decoder: tiny, mask: {ratio: 0.75}}, {kind: simipu, points: tiny, weight: 0.5}, "
+    "{kind: mim4d, volume: tiny, mask_cell_px: 8, rays: 16, weight: 0.25}"
+)
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK")
-STEPS, LEARNING_RATE = 10, 1e-5
+STEPS, LEARNING_RATE = 6, 1e-5
 TOGETHER = (
     f"data.cameras=[{', '.join(CAMERAS)}]",
     f"steps={STEPS}",
     f"optim.lr={LEARNING_RATE}",
-    "checkpoint.every_steps=5",
+    "checkpoint.every_steps=3",
     "observe.evaluate_clips=4",
 )
 JOINT = (f"objectives=[{OBJECTIVES}]", *TOGETHER)
@@ -74,7 +77,8 @@ def test_the_loss_of_a_step_is_the_weighted_sum_of_those_of_all_objectives(alone
     for step in alone.steps:
         parts = step["parts"]
         assert {name.split("/")[0] for name in parts} == set(KINDS)
-        assert step["loss"] == pytest.approx(parts["croco/loss"] + 0.5 * parts["simipu/loss"], rel=1e-6)
+        expected = parts["croco/loss"] + 0.5 * parts["simipu/loss"] + 0.25 * parts["mim4d/loss"]
+        assert step["loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_joint_runs_learn_the_same_on_two_ranks_of_fsdp2(on_two_ranks: Finished, alone: Finished) -> None:
@@ -89,9 +93,9 @@ def test_joint_runs_learn_the_same_under_every_engine(runner: Runner, alone: Fin
 
 
 def test_a_joint_run_that_is_killed_on_all_ranks_resumes_bit_for_bit(runner: Runner, on_two_ranks: Finished) -> None:
-    kill_after(runner, "joint-killed", 7, *JOINT, engine="fsdp2", processes=2)
+    kill_after(runner, "joint-killed", 4, *JOINT, engine="fsdp2", processes=2)
     resumed = runner.run("joint-killed", *JOINT, engine="fsdp2", processes=2)
-    assert "after step 5" in resumed.output
+    assert "after step 3" in resumed.output
     assert_bit_equal(resumed, on_two_ranks)
 
 
@@ -126,7 +130,7 @@ def test_what_an_objective_prepares_is_the_same_alone_and_in_company(runner: Run
 def test_reference_simipu_which_is_exempt_from_world_size_equality_runs_and_resumes_bit_for_bit(runner: Runner) -> None:
     unbroken = runner.run("reference", *REFERENCE, engine="fsdp2", processes=2)
     assert torch.isfinite(torch.tensor(unbroken.losses)).all()
-    kill_after(runner, "reference-killed", 7, *REFERENCE, engine="fsdp2", processes=2)
+    kill_after(runner, "reference-killed", 4, *REFERENCE, engine="fsdp2", processes=2)
     resumed = runner.run("reference-killed", *REFERENCE, engine="fsdp2", processes=2)
-    assert "after step 5" in resumed.output
+    assert "after step 3" in resumed.output
     assert_bit_equal(resumed, unbroken)
