@@ -20,10 +20,12 @@ FOLDERS = (*PACKAGES, "benchmarks", "docs", "launch", "tests")
 # Tests of a whole run or of a whole folder; every other one is named after the module that it tests.
 WHOLE = {
     "trainer/bad_input",
+    "trainer/full_disk",
     "trainer/objectives_together",
     "trainer/parity",
     "trainer/resume",
     "trainer/run_on_s3",
+    "trainer/checkpoint/memory",
     "trainer/checkpoint/sharded",
 }
 
