@@ -11,12 +11,11 @@ JSON keys: true, wrong, blank (held-out loss at the end), steps, wrong_over_true
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.report import RESULTS, Report, build_parser
+from benchmarks.training import odonata
 from trainer.config.load import load_run_config
 
 RUN = Path(__file__).parents[1] / "launch" / "runs" / "croco_video_tiny.yaml"
@@ -51,12 +50,6 @@ def measure(report: Report, folder: Path, steps: int | None, scenes: int) -> Non
         plot(evaluations, RESULTS / "croco.png")
     ratios = {f"{name}_over_true": last[name] / last["true"] for name in ("wrong", "blank")}
     report.finish({**last, **ratios, "steps": steps, "curves": evaluations})
-
-
-def odonata(*arguments: object) -> None:
-    """The public command, its output on stderr so that stdout stays the report's."""
-    command = [sys.executable, "-m", "odonata", *map(str, arguments)]
-    subprocess.run(command, check=True, stdout=sys.stderr)
 
 
 def plot(evaluations: list[dict[str, float]], path: Path) -> None:

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,7 @@ def load_model(run: TrainedRun) -> PretrainingModel:
     """The model of a run's last checkpoint."""
     config = run.config
     model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras)
+    warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so DCP says of one process
     load_into_model(open_store(run.folder), model, parts="model")
     return model.eval()
 

@@ -174,7 +174,7 @@ class Mim4dObjective(Objective):
         shown |= self._draw_volume(name, own, batch, targets[:, direct : direct + 1], stride)
         pictures = {title: tile_cameras(cameras) for title, cameras in shown.items()}
         if self.instants.rebuilt:
-            pictures["learned flow from above, hue: where to"] = paint_flow(rebuilt.flow_m)
+            pictures["learned flow"] = paint_flow(rebuilt.flow_m)
         return {title: picture[:, None].clamp(0, 1) for title, picture in pictures.items()}
 
     def build_volumes(self, clips: Encoded, batch: Batch) -> Float[Tensor, "B I E Z Y X"]:
