@@ -309,7 +309,7 @@ def test_training_starts_between_chance_and_the_loss_of_random_vectors() -> None
 
 
 def test_a_few_steps_lower_both_losses() -> None:
-    model, batch = model_of(), batch_of()
+    model, batch = model_of(), batch_of(points=CENTRES)  # every centre is a pair
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(20):

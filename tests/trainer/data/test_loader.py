@@ -41,7 +41,7 @@ class NumberSource:
 class DrawPreparation:
     """Prepares one random number."""
 
-    needs = frozenset({"index"})
+    needs = keeps = frozenset({"index", "draw"})
 
     def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         del sample
