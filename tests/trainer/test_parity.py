@@ -73,8 +73,12 @@ def test_every_engine_learns_the_same(spread: Finished, alone: Finished) -> None
     assert_same_run(spread, alone)
 
 
-def test_accumulated_micro_batches_learn_the_same_alone_and_sharded(runner: Runner, alone: Finished) -> None:
+@pytest.mark.slow
+def test_accumulated_micro_batches_learn_the_same_alone(runner: Runner, alone: Finished) -> None:
     assert_same_run(runner.run("accumulated", "parallel.micro_batch=1"), alone)
+
+
+def test_accumulated_micro_batches_learn_the_same_sharded(runner: Runner, alone: Finished) -> None:
     sharded = runner.run("accumulated-fsdp2", "parallel.micro_batch=1", engine="fsdp2", processes=2)
     assert_same_run(sharded, alone)
 
@@ -91,7 +95,7 @@ def test_recomputed_activations_give_the_same_gradients_under_drop_path(runner: 
     assert_same_run(recomputed, kept)
 
 
-FAST_MOVES = [("zero3 x2", "fsdp2 x2"), ("fsdp2 x2", "zero1 x2"), ("zero2 x2", "zero2 x2")]
+FAST_MOVES = [("zero3 x2", "fsdp2 x2"), ("zero2 x2", "zero2 x2")]
 ALL_MOVES = [(origin, target) for origin in ENGINES for target in ENGINES]
 
 
