@@ -20,6 +20,7 @@ from trainer.errors import EXIT_RETRY, ConfigError, OdonataError, PreemptedError
 
 if TYPE_CHECKING:
     from trainer.checkpoint.tools import Checkpoint, Place
+    from trainer.config.store import StoreConfig
 
 _PIPED_WIDTH = 10_000
 
@@ -95,8 +96,12 @@ def synthesize(
     out: Annotated[Path, typer.Option(help="Folder to write the dataroot into; finished scenes in it are kept.")],
     scenes: Annotated[int, typer.Option(help="Scenes to drive; every fourth is held out.", min=1, max=9999)] = 8,
     seed: Annotated[int, typer.Option(help="Another seed is another city.", min=0, max=2**32 - 1)] = 0,
+    rig: Annotated[
+        Literal["nuscenes", "five", "seven"],
+        typer.Option(help="Sensors of the car: those of nuScenes; five cameras without LiDAR; seven and a LiDAR."),
+    ] = "nuscenes",
     duration_s: Annotated[float, typer.Option(help="Seconds in a scene.", min=1, max=60)] = 20.0,
-    scale: Annotated[float, typer.Option(help="Share of the cameras' 1600 x 900 pixels.", min=0.02, max=1)] = 0.25,
+    scale: Annotated[float, typer.Option(help="Share of the cameras' full size.", min=0.02, max=1)] = 0.25,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.", min=1)] = None,
     ground_truth: Annotated[bool, typer.Option(help="Also write dense depth, flow and instances of every image.")] = True,
 ) -> None:
@@ -106,8 +111,66 @@ def synthesize(
     from trainer.synthesis.dataroot import synthesize as write_dataroot
 
     configure_logging(rank=0)
-    settings = SynthesisConfig(scenes=scenes, seed=seed, duration_s=duration_s, scale=scale, ground_truth=ground_truth)
+    settings = SynthesisConfig(scenes=scenes, seed=seed, rig=rig, duration_s=duration_s, scale=scale, ground_truth=ground_truth)
     print(write_dataroot(out, settings, workers=workers))
+
+
+@app.command(
+    epilog="Examples: `odonata pack /data/nuscenes s3://bucket/nuscenes --store endpoint_url=http://127.0.0.1:8333` packs or adds; "
+    "`odonata pack --verify s3://bucket/nuscenes` reads every byte again"
+)
+def pack(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Dataroot in nuScenes format; what to check with --verify.")],
+    destination: Annotated[
+        str | None, typer.Argument(metavar="DEST", help="Folder or s3://bucket/prefix; one that holds packed data is extended.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read what is packed and compare every byte; exit 2 if damaged.")
+    ] = False,
+    version: Annotated[
+        str | None, typer.Option(help="Version folder of the dataroot, or number of the packed version to verify.")
+    ] = None,
+    drives_per_shard: Annotated[int, typer.Option(help="Scenes that share shards; 8 of nuScenes make 0.3 to 2 GB.", min=1)] = 8,
+    workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.", min=1)] = None,
+    store: StoreSettings = None,
+) -> None:
+    """Pack a data set into tar shards with a Parquet index, for training from S3; started again after a kill, it goes on."""
+    from trainer.config.load import parse_store_config
+    from trainer.data import build
+    from trainer.data.shards.packing import pack as write_shards
+    from trainer.observe.logs import configure_logging
+
+    configure_logging(rank=0)
+    settings = parse_store_config(store or [])
+    if destination is None and not verify:
+        raise ConfigError(f"odonata pack {source} has no place to pack it into; give a folder or s3://bucket/prefix as DEST")
+    if destination is not None:
+        recording = build.open_recording(Path(source), version)
+        with _counting_bar("packing drives") as advance:
+            print(
+                write_shards(
+                    recording, destination, settings, drives_per_shard=drives_per_shard, workers=workers, advance=advance
+                )
+            )
+    if verify:
+        _verify_packed(destination or source, settings, version if destination is None else None)
+
+
+def _verify_packed(uri: str, settings: "StoreConfig", version: str | None) -> None:
+    from trainer.data.shards.layout import read_version
+    from trainer.data.shards.verifying import raise_if_damaged
+    from trainer.data.shards.verifying import verify as find_damage
+    from trainer.store.open import open_store
+
+    if version is not None and not version.isdigit():
+        raise ConfigError(f"--version {version} was given of packed data, whose versions are numbers; give one, or leave it out")
+    place = open_store(uri, settings)
+    packed = read_version(place, int(version) if version else None)
+    total = sum(stored.bytes for pack in packed.packs for stored in (*pack.tables.values(), *pack.shards))
+    with _bar("verifying", total) as advance:
+        damaged = find_damage(place, packed, advance)
+    raise_if_damaged(place, packed, damaged)
+    print(f"{place.uri} version {packed.version}: every one of {total:,} bytes is as it was written")
 
 
 @checkpoints.callback()
@@ -332,6 +395,19 @@ def _bar(doing: str, total_bytes: int) -> Iterator[Callable[[int], object]]:
     with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
         task = bar.add_task(doing, total=total_bytes)
         yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def _counting_bar(doing: str) -> Iterator[Callable[[int, int], object]]:
+    """A bar on stderr while there is a terminal; what it gives is told how many are done, and of how many."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from trainer.observe.logs import CONSOLE
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ def make_batch(encoder: EncoderConfig, objectives: tuple[CrocoConfig, ...], batc
         for name, rows in prepared.items()
     }
     clips = tuple(f"random {place}" for place in range(batch_size))
-    return Batch(shared=images | {"scene": torch.arange(batch_size)}, prepared=stacked, clips=clips)
+    colours = {name: torch.ones(batch_size, 3) for name in ("target_colours", "reference_colours")}
+    return Batch(shared=images | colours | {"scene": torch.arange(batch_size)}, prepared=stacked, clips=clips)
 
 
 def measure_matmul_peak(side: int = 2048, repeats: int = 5) -> float:

@@ -29,7 +29,7 @@ from models.config import POINT_SHAPES, PointShape
 from models.points import PointEncoder, Ring
 from trainer.synthesis.config import SynthesisConfig
 from trainer.synthesis.lidar import scan
-from trainer.synthesis.rig import LIDAR
+from trainer.synthesis.rig import NUSCENES_LIDAR
 from trainer.synthesis.scene import build_scene
 
 MATCH_GATE_M = 1.0
@@ -80,8 +80,7 @@ def describe_steps(size: str, figures: dict[str, float]) -> str:
 def scan_street() -> np.ndarray:
     """x, y, z and an intensity in [0, 1] of a whole sweep."""
     scene, time_s = build_scene(SynthesisConfig(), 0), 1.0
-    world_from_lidar = scene.world_from_ego(time_s) @ LIDAR.ego_from_sensor
-    points = scan(world_from_lidar, scene.boxes_at(time_s), np.random.default_rng(0)).points
+    points = scan(NUSCENES_LIDAR, scene.world_from_ego(time_s), scene.boxes_at(time_s), np.random.default_rng(0)).points
     return (points[:, :4] / [1, 1, 1, 255]).astype(np.float32)
 
 

@@ -18,12 +18,14 @@ class Batch:
     """B samples of one micro-batch.
 
     `shared` is what objectives keep of what the source offers. A sample has, of pairs:
-        target_images, reference_images             uint8    T 1 3 H W
+        target_images, reference_images             uint8    T 1 3 H W, as read: colours change on the device, by
+        target_colours, reference_colours            float32  3, factors of brightness, contrast and saturation; 1 leaves them
         target_pix_from_cam, reference_pix_from_cam  float32  T 1 3 3
         reference_from_target                        float32  4 4, of the first frames
         scene                                        int64    equal numbers are the same scene
     and of surround clips:
-        images                                       uint8    T V 3 H W
+        images                                       uint8    T V 3 H W, as read
+        images_colours                               float32  3, of the whole clip, as above
         pix_from_ego                                 float32  T V 3 4, of the car as it stood when the frame's first camera fired
         first_from_ego                               float32  T 4 4, of that car to that of the first frame
         elapsed_s                                    float32  T, since the first frame

@@ -1,10 +1,21 @@
 """Images as the encoder reads them, and as people look at them.
 
-Pixels are bytes up to here; the encoder reads them less ImageNet's mean and divided by its deviation, channel by channel.
+Pixels are bytes up to here; the encoder reads them less ImageNet's mean and divided by its deviation, channel by channel, after a jitter
+of their colours by three factors that the loader drew: brightness b, contrast c towards the mean grey m of the clip, saturation s.
+
+    y = clip(b (c (s x + (1 - s) luma(x)) + (1 - c) m), 0, 255)
+
+No order is drawn, since none matters: luma's weights add up to one, so saturation changes the luma of nothing and leaves m
+alone, brightness scales m with everything else, and contrast moves along grey, which saturation keeps. Where torchvision's
+ColorJitter, and so CroCo's, clips after each of the three we clip once, and we do not round to bytes again. Contrast pulls towards the mean
+grey of the whole clip, all frames and cameras, not of each image, so that colours do not flicker. Hue stays, as in CroCo.
+
 For pictures: values as colours, cameras side by side, marks on images.
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -12,6 +23,9 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_LUMA = (0.299, 0.587, 0.114)
+"""Rec. 601, as JPEG and Pillow have it."""
 
 _COLOURS = (
     (0.19, 0.07, 0.23),
@@ -25,13 +39,43 @@ _COLOURS = (
 _CAMERAS_A_ROW = 3
 
 
-def normalise(images: UInt8[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T V 3 H W"]:
-    """Bytes to float32 with ImageNet's mean and deviation."""
-    scaled = images.float() / 255
+class Recolouring(NamedTuple):
+    """What the jitter does to a value of each sample: clip(own x + grey luma(x) + offset); factors of 1 leave every bit as it is."""
+
+    own: Float[Tensor, " B"]
+    grey: Float[Tensor, " B"]
+    offset: Float[Tensor, " B"]
+
+
+def plan_recolouring(images: UInt8[Tensor, "B T V 3 H W"], colours: Float[Tensor, "B 3"]) -> Recolouring:
+    """For clips as they were read and their factors of brightness, contrast and saturation."""
+    # Sums of whole numbers are exact, so the mean is the same in any batch, on any device, in any order of adding up.
+    sums = images.sum(dim=(1, 2, 4, 5), dtype=torch.int64)  # (B, 3)
+    mean_grey = _luma(sums.double().unbind(-1)) / (images[0, :, :, 0].numel())
+    brightness, contrast, saturation = colours.unbind(-1)
+    scale = brightness * contrast
+    return Recolouring(scale * saturation, scale * (1 - saturation), (brightness * (1 - contrast) * mean_grey).float())
+
+
+def recolour(values: Float[Tensor, "B *n"], plan: Recolouring, *, dim: int) -> Float[Tensor, "B *n"]:
+    """Values from 0 to 255, red, green and blue along `dim`, in other colours."""
+    own, grey, offset = (part.view(-1, *[1] * (values.ndim - 1)) for part in plan)
+    luma = _luma(values.unbind(dim)).unsqueeze(dim)
+    return (own * values).add_(luma.mul_(grey).add_(offset)).clamp_(0, 255)
+
+
+def normalise(images: UInt8[Tensor, "B T V 3 H W"], colours: Float[Tensor, "B 3"]) -> Float[Tensor, "B T V 3 H W"]:
+    """Bytes to float32, jittered, with ImageNet's mean and deviation."""
+    scaled = recolour(images.float(), plan_recolouring(images, colours), dim=-3).div_(255)
     # Channel by channel, by numbers: a tensor of constants would be copied to the device, which waits for it, in every step.
     for channel, mean, std in zip(scaled.unbind(-3), IMAGENET_MEAN, IMAGENET_STD, strict=True):
         channel.sub_(mean).div_(std)
     return scaled
+
+
+def _luma(rgb: Sequence[Tensor]) -> Tensor:
+    red, green, blue = (channel * weight for channel, weight in zip(rgb, _LUMA, strict=True))
+    return red.add_(green).add_(blue)
 
 
 def denormalise(images: Float[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T V 3 H W"]:

@@ -41,7 +41,9 @@ def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(arguments: 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("option", [("--scenes", "0"), ("--scale", "2"), ("--duration-s", "0"), ("--seed", "-1")])
+@pytest.mark.parametrize(
+    "option", [("--scenes", "0"), ("--scale", "2"), ("--duration-s", "0"), ("--seed", "-1"), ("--rig", "six")]
+)
 def test_a_synthesis_that_makes_no_sense_is_refused(option: tuple[str, str], tmp_path: Path) -> None:
     done = odonata("synthesize", "--out", str(tmp_path / "city"), *option)
     assert done.returncode == 2

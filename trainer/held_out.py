@@ -12,6 +12,7 @@ import torch
 from models.batch import Batch
 from models.objectives.base import Preparation
 from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader
+from trainer.data.mixed_source import portions_of
 from trainer.data.order import Order, Share
 from trainer.data.source import Source
 from trainer.observe.report import Sheets
@@ -65,7 +66,7 @@ def read_held_out(
     launch: Launch,
 ) -> HeldOut:
     """Read this rank's part of `clips` clips of `held_out`, and the clips of `shown` that are drawn."""
-    picture_order = Order(seed, len(shown), PICTURE_CLIPS)
+    picture_order = Order(seed, portions_of(shown), PICTURE_CLIPS)
     pictures = _read(PlacedSamples(shown, picture_order, preparations), Share(0, 1, PICTURE_CLIPS, 1))
     if held_out is None:
         return HeldOut([], [], pictures[0])
@@ -73,7 +74,7 @@ def read_held_out(
     batch = max(micro_batch, _LEAST_BATCH)
     micro_steps = -(-clips // (batch * launch.world_size))
     share = Share(launch.rank, launch.world_size, batch, micro_steps)
-    batches = _read(PlacedSamples(held_out, Order(seed, len(held_out), clips), preparations), share)
+    batches = _read(PlacedSamples(held_out, Order(seed, portions_of(held_out), clips), preparations), share)
     counted = [torch.tensor([slot < clips for slot in share.slots(m)], dtype=torch.float64) for m in range(micro_steps)]
     return HeldOut(batches, counted, pictures[0])
 

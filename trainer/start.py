@@ -26,6 +26,7 @@ from trainer.checkpoint.record import Record
 from trainer.config.run import RunConfig
 from trainer.data.build import build_source, prepare_index
 from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader, check_needs, needed_fields
+from trainer.data.mixed_source import portions_of
 from trainer.data.order import Order, Share
 from trainer.data.source import Source
 from trainer.errors import CheckpointError, ConfigError
@@ -121,7 +122,7 @@ def build_batches(
     config: RunConfig, launch: Launch, training: Source, preparations: Mapping[str, Preparation], share: Share, *, first_step: int
 ) -> Iterator[Batch]:
     """This rank's micro-batches from `first_step` to the end of the run."""
-    samples = PlacedSamples(training, Order(config.seed, len(training), config.global_batch), preparations)
+    samples = PlacedSamples(training, Order(config.seed, portions_of(training), config.global_batch), preparations)
     loader = build_loader(
         samples,
         PlaceSampler(share, first_step, config.steps),

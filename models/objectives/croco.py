@@ -32,7 +32,7 @@ from models.peers import Peers
 
 _VARIANCE_EPS = 1e-6
 _MASK_GREY = 0.5
-_FIELDS = frozenset({"target_images", "reference_images", "scene"})
+_FIELDS = frozenset({"target_images", "reference_images", "target_colours", "reference_colours", "scene"})
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,13 @@ class CrocoObjective(Objective):
 
     def clips(self, batch: Batch) -> list[ClipGroup]:
         """The visible part of the targets, and the references."""
-        prepared = batch.prepared[self.name]
+        shared, prepared = batch.shared, batch.prepared[self.name]
+        target = normalise(shared["target_images"], shared["target_colours"])
+        reference = normalise(shared["reference_images"], shared["reference_colours"])
         numbers = prepared.get("drop_path")
         return [
-            ClipGroup(normalise(batch.shared["target_images"]), prepared["visible"], None if numbers is None else numbers[:, 0]),
-            ClipGroup(normalise(batch.shared["reference_images"]), None, None if numbers is None else numbers[:, 1]),
+            ClipGroup(target, prepared["visible"], None if numbers is None else numbers[:, 0]),
+            ClipGroup(reference, None, None if numbers is None else numbers[:, 1]),
         ]
 
     def forward(self, encoded: Sequence[Encoded], batch: Batch, peers: Peers) -> Losses:

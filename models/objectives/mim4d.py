@@ -34,7 +34,7 @@ from models.batch import Batch, Losses
 from models.config import VolumeShape
 from models.encoder import ClipGroup, VideoEncoder
 from models.geometry import VoxelGrid, invert, see_through_pixels
-from models.images import denormalise, normalise, paint_depth, paint_flow, tile_cameras
+from models.images import denormalise, normalise, paint_depth, paint_flow, plan_recolouring, recolour, tile_cameras
 from models.objectives.base import Encoded, Objective, encode
 from models.objectives.mim4d_prepare import Instants
 from models.peers import Peers, mean_over_all
@@ -101,7 +101,7 @@ class Mim4dObjective(Objective):
             "spacetime": "B T V c H W -> B T V c H W",
         }
         prepared = batch.prepared[self.name]
-        images = rearrange(normalise(batch.shared["images"]), patterns[self.config.mode])
+        images = rearrange(normalise(batch.shared["images"], batch.shared["images_colours"]), patterns[self.config.mode])
         numbers = prepared.get("drop_path")
         visible = prepared["visible"].flatten(0, 1)
         return [ClipGroup(images, visible, None if numbers is None else numbers.flatten(0, 1))]
@@ -161,9 +161,9 @@ class Mim4dObjective(Objective):
         volumes = self.build_volumes(clips, batch)
         targets, direct = batch.prepared[self.name]["targets"], self.instants.first_direct
         stride = max(1, math.ceil(batch.shared["images"].shape[-1] / _PICTURE_WIDTH_PX))
-        images = _take(batch.shared["images"], self._frames_of(targets[:, :1]))
+        images = normalise(batch.shared["images"], batch.shared["images_colours"])
         shown = {
-            "image": denormalise(normalise(images))[:, 0, ..., ::stride, ::stride],
+            "image": denormalise(_take(images, self._frames_of(targets[:, :1])))[:, 0, ..., ::stride, ::stride],
             "LiDAR depth": self._paint_lidar(batch, stride),
         }
         if self.instants.rebuilt:
@@ -237,7 +237,9 @@ class Mim4dObjective(Objective):
         jitter = flat[2] if self.training else None
         rendering = self.renderer(volumes.flatten(0, 1), flat[0], flat[1], jitter, recompute=True)
         depth_m = prepared["ray_depth_m"] * rays.reach.norm(dim=-1)
-        return Branch(rendering, prepared["ray_rgb"].flatten(2, 3).float() / 255, depth_m.flatten(2, 3))
+        plan = plan_recolouring(batch.shared["images"], batch.shared["images_colours"])
+        rgb = recolour(prepared["ray_rgb"].flatten(2, 3).float(), plan, dim=-1) / 255
+        return Branch(rendering, rgb, depth_m.flatten(2, 3))
 
     def _branch_losses(self, branch: Branch, peers: Peers) -> dict[str, Tensor]:
         hit = branch.hit

@@ -102,7 +102,7 @@ class Mim4dPreparation:
     @property
     def keeps(self) -> frozenset[str]:
         """As Preparation has it."""
-        return frozenset({"images", "pix_from_ego", "first_from_ego", "elapsed_s"})
+        return frozenset({"images", "images_colours", "pix_from_ego", "first_from_ego", "elapsed_s"})
 
     @property
     def needs(self) -> frozenset[str]:
@@ -118,7 +118,7 @@ class Mim4dPreparation:
         visible       G n        tokens of each group that the encoder sees
         ray_pixels    M V R 2    (u, v) in the crop
         ray_depth_m   M V R      LiDAR's, along the camera's axis; 0 where there is none
-        ray_rgb       M V R 3    bytes
+        ray_rgb       M V R 3    bytes as read; the colours of the clip change on the device, these with them
         jitter        M V R 2    where on a ray samples lie
         drop_path     G L 2      where the encoder has it
         """

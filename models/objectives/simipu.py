@@ -59,8 +59,8 @@ class SimipuPreparation:
     cameras: int
     drop_path_blocks: int
     """Blocks that need numbers; 0 without drop-path."""
-    needs: frozenset[str] = frozenset({"images", "points_lidar", "first_point", "pix_from_lidar"})
-    keeps: frozenset[str] = frozenset({"images"})
+    needs: frozenset[str] = frozenset({"images", "images_colours", "points_lidar", "first_point", "pix_from_lidar"})
+    keeps: frozenset[str] = frozenset({"images", "images_colours"})
 
     def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """As Preparation has it; M centres, P points:
@@ -200,7 +200,7 @@ class SimipuObjective(Objective):
 
     def clips(self, batch: Batch) -> list[ClipGroup]:
         """The clip of each camera by itself."""
-        images = rearrange(normalise(batch.shared["images"]), "B T V c H W -> (B V) T 1 c H W")
+        images = rearrange(_normalised(batch), "B T V c H W -> (B V) T 1 c H W")
         numbers = batch.prepared[self.name].get("drop_path")
         return [ClipGroup(images, None, None if numbers is None else numbers.flatten(0, 1))]
 
@@ -248,10 +248,11 @@ class SimipuObjective(Objective):
         prepared = batch.prepared[self.name]
         compared = self.compare(clips.tokens, prepared)
         similarity = (compared.image * compared.point).sum(-1)  # (B, M)
+        pictures = denormalise(_normalised(batch))
         shown, maps = [], []
         for sample in range(len(batch)):
             frame = int(prepared["frame"][sample])
-            images = denormalise(normalise(batch.shared["images"][sample : sample + 1, frame : frame + 1]))[0, 0]  # (V, 3, H, W)
+            images = pictures[sample, frame]  # (V, 3, H, W)
             valid = prepared["pair_valid"][sample]
             places = (prepared["camera"][sample], prepared["pixels"][sample])
             shown.append(paint_points(0.6 * images, *places, colourise(similarity[sample]), valid))
@@ -353,6 +354,10 @@ def sample_tokens(
     of_sample = tokens.reshape(B, -1, tokens.shape[-1])  # (B, V N, C)
     around = of_sample.gather(1, corners.reshape(B, -1, 1).expand(-1, -1, tokens.shape[-1]))
     return (around.unflatten(1, (M, 4)) * weights[..., None]).sum(dim=2)
+
+
+def _normalised(batch: Batch) -> Float[Tensor, "B T V 3 H W"]:
+    return normalise(batch.shared["images"], batch.shared["images_colours"])
 
 
 def _cloud_arrays(cloud: Cloud, view: str) -> dict[str, np.ndarray]:

@@ -39,6 +39,7 @@ def random_batch(
     shape = (len(scenes), grid.t * encoder.tubelet_frames, grid.v, 3, *pixels)
     views = (torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(2))
     shared = dict(zip(("target_images", "reference_images"), views, strict=True)) | {"scene": torch.tensor(scenes)}
+    shared |= {f"{view}_colours": torch.ones(len(scenes), 3) for view in ("target", "reference")}
     prepared = {
         name: _stack([preparation.prepare({}, np.random.default_rng((seed, slot))) for slot in range(len(scenes))])
         for name, preparation in build_preparations([croco], grid, encoder).items()
@@ -72,6 +73,7 @@ def surround_sample(
     cloud = np.stack([reach * np.cos(bearing), reach * np.sin(bearing), height_m, rng.random(frames * points)], axis=-1)
     return {
         "images": rng.integers(0, 256, (frames, cameras, 3, height, width), dtype=np.uint8),
+        "images_colours": np.ones(3, dtype=np.float32),
         "points_lidar": cloud.astype(np.float32),
         "first_point": points * np.arange(frames + 1),
         "pix_from_lidar": np.broadcast_to(np.array(projections, dtype=np.float32), (frames, cameras, 3, 4)),

@@ -18,6 +18,7 @@ from tests.trainer.test_resume import assert_bit_equal, kill_after
 from trainer.config.load import load_run_config
 from trainer.config.run import RunConfig
 from trainer.data.loader import PlacedSamples, collate
+from trainer.data.mixed_source import portions_of
 from trainer.data.order import Order
 from trainer.start import open_sources
 
@@ -104,7 +105,7 @@ def test_each_objective_of_a_joint_run_has_its_own_fields_in_the_batch(runner: R
     preparations = preparations_of(config)
     assert tuple(preparations) == KINDS
     training, _ = open_sources(config, preparations)
-    samples = PlacedSamples(training, Order(config.seed, len(training), config.global_batch), preparations)
+    samples = PlacedSamples(training, Order(config.seed, portions_of(training), config.global_batch), preparations)
     batch = collate([samples[(0, slot)] for slot in range(2)])
     assert set(batch.shared) == frozenset[str]().union(*(preparation.keeps for preparation in preparations.values()))
     frames, height, width = config.data.clip.frames, config.data.clip.height_px, config.data.clip.width_px
@@ -118,7 +119,7 @@ def test_what_an_objective_prepares_is_the_same_alone_and_in_company(runner: Run
     config = read_config(runner)
     preparations = preparations_of(config)
     training, _ = open_sources(config, preparations)
-    order = Order(config.seed, len(training), config.global_batch)
+    order = Order(config.seed, portions_of(training), config.global_batch)
     together = PlacedSamples(training, order, preparations)[(0, 0)]
     for name, preparation in preparations.items():
         single = PlacedSamples(training, order, {name: preparation})[(0, 0)]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from models.config import Section
+from trainer.config.store import StoreConfig
 
 SURROUND_CAMERAS = (
     "CAM_FRONT",
@@ -75,8 +76,6 @@ class AugmentConfig(Section):
 class DataSection(Section):
     """What every kind of source shares."""
 
-    root: Path
-    """Folder that holds the data."""
     clip: ClipConfig = ClipConfig()
     augment: AugmentConfig = AugmentConfig()
     workers: int = Field(4, ge=0)
@@ -87,13 +86,11 @@ class DataSection(Section):
     """The run stops when more than this share of its clips had to be replaced because they could not be read."""
 
 
-class NuscenesData(DataSection):
-    """A dataroot in nuScenes format, recorded or written by `odonata synthesize`."""
+class DrivesData(DataSection):
+    """What recorded drives share, wherever they lie."""
 
-    kind: Literal["nuscenes", "synthetic"] = "nuscenes"
-    """synthetic is the same format, with dense ground truth beside the tables."""
-    version: str | None = None
-    """Version folder, as v1.0-trainval; none takes the only one there is."""
+    kind: str
+
     train_split: str = "train"
     """Scenes to train on: a name from splits.json beside the tables or a split of the devkit; `all` is every scene."""
     val_split: str | None = "val"
@@ -105,10 +102,74 @@ class NuscenesData(DataSection):
     """Where the columnar index is kept on this node; none is a folder under the system's temporary one."""
 
 
+class NuscenesData(DrivesData):
+    """A dataroot in nuScenes format, recorded or written by `odonata synthesize`."""
+
+    kind: Literal["nuscenes", "synthetic"] = "nuscenes"
+    """synthetic is the same format, with dense ground truth beside the tables."""
+    root: Path
+    """Folder that holds the version folder, samples and sweeps."""
+    version: str | None = None
+    """Version folder, as v1.0-trainval; none takes the only one there is."""
+
+
+class DatasetConfig(Section):
+    """One data set that `odonata pack` wrote."""
+
+    uri: str
+    """Folder or s3://bucket/prefix that it was packed into."""
+    version: int | None = Field(None, ge=1)
+    """Which version of it; none takes the newest, so a run that is to be repeated names one."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the samples that come from it, against the weights of the others; in steps of 1/1024."""
+    cameras: tuple[str, ...] | None = None
+    """Its cameras where its rig calls them otherwise, as many as data.cameras and in the same order; none takes those."""
+
+
+class CacheConfig(Section):
+    """What was fetched, kept on this node's disk; it is shared by its ranks and outlives the run."""
+
+    folder: Path
+    """Folder to keep it in, on a fast local disk."""
+    size_gb: float = Field(100.0, gt=0)
+    """Bound; what was not read for the longest time goes first."""
+
+
+class ShardsData(DrivesData):
+    """Data sets packed by `odonata pack`, read by byte ranges from a folder or S3."""
+
+    kind: Literal["shards"] = "shards"
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    """What to train on, mixed by weight."""
+    store: StoreConfig = StoreConfig()
+    """How s3:// is reached; the run's own store section says it for checkpoints only."""
+    cache: CacheConfig | None = None
+    """Keep what was fetched; none fetches it again in each epoch."""
+
+    @model_validator(mode="after")
+    def rigs_have_as_many_cameras(self) -> "ShardsData":
+        for place, dataset in enumerate(self.datasets):
+            if dataset.cameras is not None and len(dataset.cameras) != len(self.cameras):
+                raise ValueError(
+                    f"datasets[{place}].cameras names {len(dataset.cameras)} and data.cameras {len(self.cameras)}; "
+                    "name as many, so that all samples have one shape"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def datasets_are_different(self) -> "ShardsData":
+        uris = [dataset.uri for dataset in self.datasets]
+        if len(set(uris)) != len(uris):
+            raise ValueError(f"datasets are {uris}; list each once and give it its weight")
+        return self
+
+
 class ImagePairsData(DataSection):
     """A folder of image pairs with a pairs.txt: two paths a line, relative to root."""
 
     kind: Literal["image_pairs"] = "image_pairs"
+    root: Path
+    """Folder that holds the list and the images."""
     train_list: str = "pairs.txt"
     """File that lists the training pairs."""
     val_list: str | None = None
@@ -121,4 +182,4 @@ class ImagePairsData(DataSection):
         return self
 
 
-DataConfig = Annotated[NuscenesData | ImagePairsData, Field(discriminator="kind")]
+DataConfig = Annotated[NuscenesData | ShardsData | ImagePairsData, Field(discriminator="kind")]

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from models.config import CrocoConfig, EncoderConfig, Grid, Mim4dConfig, ObjectiveConfig, Section
-from trainer.config.data import DataConfig, NuscenesData
+from trainer.config.data import DataConfig, DrivesData
 from trainer.config.store import StoreConfig
 from trainer.config.training import (
     CheckpointConfig,
@@ -54,7 +54,7 @@ class RunConfig(Section):
     @property
     def cameras(self) -> int:
         """Cameras of a surround clip; image pairs know none."""
-        return len(self.data.cameras) if isinstance(self.data, NuscenesData) else 0
+        return len(self.data.cameras) if isinstance(self.data, DrivesData) else 0
 
     @model_validator(mode="after")
     def patches_tile_the_crop(self) -> "RunConfig":

@@ -18,18 +18,23 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-from trainer.config.data import DataConfig, ImagePairsData, NuscenesData
+from trainer.config.data import AugmentConfig, DataConfig, DatasetConfig, DrivesData, ImagePairsData, NuscenesData, ShardsData
 from trainer.data.columns import Columns, is_whole
 from trainer.data.image_pairs import read_image_pairs
-from trainer.data.index import Index, open_index
+from trainer.data.index import Index
 from trainer.data.joint_source import JointSource
-from trainer.data.nuscenes import build_index, index_path
+from trainer.data.mixed_source import MixedSource
+from trainer.data.nuscenes import build_index, index_folder, index_path, open_index
 from trainer.data.pair_source import PAIR_FIELDS, PairSource
 from trainer.data.pairs import mine_pairs, pairs_path
+from trainer.data.shards.indexing import open_packed_index, packed_index_path, write_packed_index
+from trainer.data.shards.layout import read_version
+from trainer.data.shards.recording import NuscenesRecording
 from trainer.data.source import Source
 from trainer.data.surround_clips import find_surround_clips, surround_path
 from trainer.data.surround_source import CAMERA_FIELDS, LIDAR_FIELDS, SurroundSource
 from trainer.errors import DataError
+from trainer.store.open import open_store
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +62,45 @@ def build_source(config: DataConfig, split: Split, needs: frozenset[str], *, aug
     name = config.train_split if split == "train" else config.val_split
     if name is None:
         return None
-    index = _open_index(config)
+    if isinstance(config, NuscenesData):
+        return _build_drives_source(open_nuscenes_index(config), config, split, name, needs, augmentation)
+    parts = [
+        _build_drives_source(open_dataset_index(config, dataset), _config_of(config, dataset), split, name, needs, augmentation)
+        for dataset in config.datasets
+    ]
+    return MixedSource(tuple(parts), tuple(dataset.weight for dataset in config.datasets)) if len(parts) > 1 else parts[0]
+
+
+def open_nuscenes_index(config: NuscenesData) -> Index:
+    """The index of a dataroot, made where it is not there yet."""
+    path = index_path(config)
+    _make_once(path, lambda: _build_in_own_process(config, path))
+    return open_index(path)
+
+
+def open_dataset_index(config: ShardsData, dataset: DatasetConfig) -> Index:
+    """The index of a packed data set, made where it is not there yet."""
+    store = open_store(dataset.uri, config.store)
+    version = read_version(store, dataset.version)
+    path = packed_index_path(store, version, index_folder(config))
+    _make_once(path, lambda: write_packed_index(store, version, path))
+    return open_packed_index(path, config.store, config.cache)
+
+
+def open_recording(root: Path, version: str | None) -> NuscenesRecording:
+    """A dataroot to pack."""
+    return NuscenesRecording(open_nuscenes_index(NuscenesData(root=root, version=version)))
+
+
+def _config_of(config: ShardsData, dataset: DatasetConfig) -> ShardsData:
+    """What holds for one of the data sets."""
+    return config.model_copy(update={"cameras": dataset.cameras}) if dataset.cameras else config
+
+
+def _build_drives_source(
+    index: Index, config: DrivesData, split: Split, name: str, needs: frozenset[str], augmentation: AugmentConfig | None
+) -> Source:
+    _check_cameras(index, config)
     scenes = find_scenes(index, split, name)
     parts: list[Source] = []
     if needs & (CAMERA_FIELDS | LIDAR_FIELDS):
@@ -68,21 +111,13 @@ def build_source(config: DataConfig, split: Split, needs: frozenset[str], *, aug
     return parts[0] if len(parts) == 1 else JointSource(tuple(parts))
 
 
-def _open_index(config: NuscenesData) -> Index:
-    path = index_path(config)
-    _make_once(path, lambda: _build_in_own_process(config, path))
-    index = open_index(path)
-    _check_cameras(index, config)
-    return index
-
-
-def _open_pairs(index: Index, config: NuscenesData, scenes: list[int], *, split: str) -> Columns:
+def _open_pairs(index: Index, config: DrivesData, scenes: list[int], *, split: str) -> Columns:
     path = pairs_path(index, config, scenes)
     _make_once(path, lambda: mine_pairs(index, config, scenes, split=split))
     return Columns(path)
 
 
-def _open_surround_clips(index: Index, config: NuscenesData, scenes: list[int], *, split: str, needs_lidar: bool) -> Columns:
+def _open_surround_clips(index: Index, config: DrivesData, scenes: list[int], *, split: str, needs_lidar: bool) -> Columns:
     if needs_lidar and not index.has_sweeps:
         raise DataError(
             f"an objective needs LiDAR and {index.root} {index.version} has no LiDAR sweep in its tables; "
@@ -109,7 +144,7 @@ def find_scenes(index: Index, split: Split, name: str) -> list[int]:
     return [row_of[scene] for scene in index.splits[name]]
 
 
-def _check_cameras(index: Index, config: NuscenesData) -> None:
+def _check_cameras(index: Index, config: DrivesData) -> None:
     unknown = [camera for camera in config.cameras if camera not in index.cameras]
     if unknown or not config.cameras:
         raise DataError(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from trainer.data.decode import read_window
+from trainer.data.decode import decode_window
 from trainer.data.index import Index
 from trainer.data.source import Clip
 from trainer.data.transforms import Window, move_intrinsics, place_window
@@ -27,13 +27,15 @@ def read_clip(
     sizes = index.size_px(rows)
     if windows is None:
         windows = [place_window(tuple(sizes[0, view].tolist()), out_size_px) for view in range(V)]
+    files = iter(index.files.read_images(rows.reshape(-1), clip=name))
     images = [
         [
-            read_window(
-                index.root / index.file(int(rows[frame, view])),
+            decode_window(
+                next(files),
                 windows[view],
                 size_px=tuple(sizes[frame, view].tolist()),
                 clip=name,
+                file=index.files.name_image(int(rows[frame, view])),
             )
             for view in range(V)
         ]

@@ -10,7 +10,8 @@ Left to others: what the columns mean (`index.py`, `pairs.py`).
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,38 @@ class Columns:
 
 def write_columns(folder: Path, arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
     """Write all arrays, then make them appear at `folder` at once; whatever stood there before is replaced."""
+    with new_columns(folder, header) as new:
+        for name, array in arrays.items():
+            new.create(name, array.dtype, array.shape)[...] = array
+
+
+class NewColumns:
+    """Columns that are being written; one that is longer than memory is filled a piece at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.layout: dict[str, dict[str, Any]] = {}
+
+    def create(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+        """A mapped array of zeros, to be filled."""
+        self.layout[name] = {"dtype": dtype.str, "shape": shape}
+        path = self._folder / f"{name}.npy"
+        if 0 in shape:  # an empty file region cannot be mapped
+            empty = np.empty(shape, dtype)
+            np.save(path, empty, allow_pickle=False)
+            return empty
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+@contextmanager
+def new_columns(folder: Path, header: Mapping[str, Any]) -> Iterator[NewColumns]:
+    """Columns to fill in the block, at whose end they appear at `folder` at once; an error leaves what stood there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for name, array in arrays.items():
-            np.save(unfinished / f"{name}.npy", array, allow_pickle=False)
-        layout = {name: {"dtype": array.dtype.str, "shape": array.shape} for name, array in arrays.items()}
-        (unfinished / HEADER).write_text(json.dumps({**header, "arrays": layout}, indent=1))
+        new = NewColumns(unfinished)
+        yield new
+        (unfinished / HEADER).write_text(json.dumps({**header, "arrays": new.layout}, indent=1))
         if folder.exists():
             shutil.rmtree(folder)
         unfinished.rename(folder)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config.data import AugmentConfig, ImagePairsData
-from trainer.data.decode import decode_window, read_bytes, read_size
+from trainer.data.decode import channels_first, decode_window, read_bytes, read_size
 from trainer.data.source import Sample
-from trainer.data.transforms import draw_window, jitter_colours, place_window
+from trainer.data.transforms import draw_colours, draw_window, place_window
 from trainer.errors import DataError
 
 
@@ -27,7 +27,7 @@ class ImagePairSource:
     """Line of each pair in its list, from 1."""
     augment: AugmentConfig | None
 
-    offers = frozenset({"target_images", "reference_images", "scene"})
+    offers = frozenset({"target_images", "reference_images", "target_colours", "reference_colours", "scene"})
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -44,9 +44,12 @@ class ImagePairSource:
         """As Source has it."""
         is_mirrored = bool(self.augment and rng.random() < self.augment.flip_probability)
         target, reference = (self._read(index, view, is_mirrored, rng) for view in range(2))
+        jitter = self.augment.colour_jitter if self.augment else 0.0
         return {
             "target_images": target,
             "reference_images": reference,
+            "target_colours": draw_colours(jitter, rng),
+            "reference_colours": draw_colours(jitter, rng),
             "scene": np.array(self.numbers[index], dtype=np.int64),
         }
 
@@ -62,9 +65,7 @@ class ImagePairSource:
             crop_share = self.augment.crop_share
             window = draw_window(size_px, out_size_px, crop_share=crop_share, is_mirrored=is_mirrored, rng=rng)
         image = decode_window(data, window, size_px=size_px, clip=clip, file=str(path))
-        if self.augment is not None:
-            image = jitter_colours(image, self.augment.colour_jitter, rng)
-        return np.ascontiguousarray(np.moveaxis(image, -1, 0))[None, None]
+        return channels_first(image[None, None])
 
 
 def read_image_pairs(config: ImagePairsData, list_name: str, augment: AugmentConfig | None) -> ImagePairSource:

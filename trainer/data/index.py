@@ -1,11 +1,10 @@
-"""The index: what a nuScenes dataroot holds, as columns that all ranks and workers of a node map read-only.
+"""The index: what a data set holds, as columns that all ranks and workers of a node map read-only, and the files behind them.
 
 One row an image and one row a LiDAR sweep, sorted by scene, sensor and time, so the images of one camera in one scene
 are neighbours in time and in the file. Poses are float64, because world coordinates reach kilometres. The columns:
 
     scene_name          S  bytes
     camera_name         C  bytes, every camera of the dataroot
-    image_file          N  bytes, relative to the root       sweep_file             M
     image_timestamp_us  N                                    sweep_timestamp_us     M
     image_scene         N  row of scene_name                 sweep_scene            M
     image_camera        N  row of camera_name                sweep_ego_from_lidar   M 4 4
@@ -15,21 +14,27 @@ are neighbours in time and in the file. Poses are float64, because world coordin
     image_is_key_frame  N
     first_image         S C + 1, first row of each scene and camera, and N
     mount_pix_from_cam  K 3 3, mount_ego_from_cam K 4 4: one row a calibrated camera, as nuScenes repeats them in each scene
+    image_file          N  bytes, relative to the root       sweep_file             M   of a dataroot; for shards instead
+    image_shard         N  row of shard_key                  sweep_shard            M
+    image_offset        N  first byte                        sweep_offset           M
+    image_bytes         N                                    sweep_bytes            M
+    image_crc32         N                                    sweep_crc32            M
+    shard_key           S  bytes, name of a shard in the store
 
 Boxes will be `box_*` columns sorted by key frame with a `sweep_first_box` offset a sweep; nothing reads them yet.
 
-Left to others: making it from the tables (`nuscenes.py`), which rows form frames and clips (`frames.py`).
+Left to others: making it from the tables (`nuscenes.py`) or from packed shards (`shards/`), which rows form frames and clips
+(`frames.py`).
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64
 
-from trainer.data.columns import Columns, is_whole
-from trainer.errors import DataError
+from trainer.data.columns import Columns
+from trainer.data.files import Files
 
 INDEX_FORMAT = 1
 """Raised whenever the columns change, so that an older index is built again."""
@@ -37,13 +42,15 @@ INDEX_FORMAT = 1
 
 @dataclass(frozen=True)
 class Index:
-    """The columns by name; `root` is where the image files lie."""
+    """The columns by name, and the bytes behind their rows."""
 
     columns: Columns
+    files: Files
 
     @property
-    def root(self) -> Path:
-        return Path(self.columns.header["root"])
+    def root(self) -> str:
+        """Folder or URI of the data set."""
+        return self.columns.header["root"]
 
     @property
     def version(self) -> str:
@@ -63,10 +70,6 @@ class Index:
     def cameras(self) -> tuple[str, ...]:
         """Camera names by row."""
         return tuple(name.decode() for name in self.columns["camera_name"])
-
-    def file(self, row: int) -> str:
-        """Path of an image, relative to the root."""
-        return self.columns["image_file"][row].decode()
 
     def timestamp_us(self, rows: Int[np.ndarray, "*rows"]) -> Int64[np.ndarray, "*rows"]:
         return self.columns["image_timestamp_us"][rows]
@@ -107,10 +110,6 @@ class Index:
         """Whether the dataroot has any LiDAR."""
         return len(self.columns["sweep_scene"]) > 0
 
-    def sweep_file(self, row: int) -> str:
-        """Path of a LiDAR sweep, relative to the root."""
-        return self.columns["sweep_file"][row].decode()
-
     def world_from_lidar(self, rows: Int[np.ndarray, "*rows"]) -> Float64[np.ndarray, "*rows 4 4"]:
         """At the time of each sweep."""
         return self.columns["sweep_world_from_ego"][rows] @ self.columns["sweep_ego_from_lidar"][rows]
@@ -125,13 +124,3 @@ class Index:
         group = scene * len(self.cameras) + self.cameras.index(camera)
         first, end = self.columns["first_image"][group : group + 2]
         return slice(int(first), int(end))
-
-
-def open_index(path: Path) -> Index:
-    """Map the index that stands at `path`; DataError where it is not whole."""
-    if not is_whole(path):
-        raise DataError(
-            f"the index of a dataroot was asked for at {path} and what is there is missing or half-written; "
-            "remove that folder and start again: it is built anew"
-        )
-    return Index(Columns(path))

@@ -22,9 +22,10 @@ from jaxtyping import Bool, Float64, Int
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from trainer.config.data import NuscenesData
-from trainer.data.columns import write_columns
-from trainer.data.index import INDEX_FORMAT
+from trainer.config.data import DrivesData, NuscenesData
+from trainer.data.columns import Columns, is_whole, write_columns
+from trainer.data.files import LooseFiles
+from trainer.data.index import INDEX_FORMAT, Index
 from trainer.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,8 +64,12 @@ def index_path(config: NuscenesData) -> Path:
     key = hashlib.sha256(repr((INDEX_FORMAT, str(config.root.resolve()), version)).encode())
     for name in sorted(tables.glob("*.json")):
         key.update(repr((name.name, name.stat().st_size, name.stat().st_mtime_ns)).encode())
-    folder = config.index_folder or Path(tempfile.gettempdir()) / f"odonata-index-{os.getuid()}"
-    return folder / f"{version}-{key.hexdigest()[:16]}"
+    return index_folder(config) / f"{version}-{key.hexdigest()[:16]}"
+
+
+def index_folder(config: DrivesData) -> Path:
+    """Where indices are kept on this node."""
+    return config.index_folder or Path(tempfile.gettempdir()) / f"odonata-index-{os.getuid()}"
 
 
 def find_version(root: Path, version: str | None) -> str:
@@ -99,6 +104,17 @@ def build_index(config: NuscenesData) -> Path:
         header = {"root": str(config.root.resolve()), "version": version, "splits": read_splits(devkit)}
         write_columns(path, arrays, header)
     return path
+
+
+def open_index(path: Path) -> Index:
+    """Map the index that stands at `path`; DataError where it is not whole."""
+    if not is_whole(path):
+        raise DataError(
+            f"the index of a dataroot was asked for at {path} and what is there is missing or half-written; "
+            "remove that folder and start again: it is built anew"
+        )
+    columns = Columns(path)
+    return Index(columns, LooseFiles(columns))
 
 
 def open_devkit(root: Path, version: str) -> "NuScenes":

@@ -16,13 +16,14 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
-from trainer.config.data import AugmentConfig, ClipConfig, NuscenesData
+from trainer.config.data import AugmentConfig, ClipConfig, DrivesData
 from trainer.data.clips import name_clip, read_clip
 from trainer.data.columns import Columns
+from trainer.data.decode import channels_first
 from trainer.data.index import Index
 from trainer.data.pairs import frustum_points, visible_share
 from trainer.data.source import Sample
-from trainer.data.transforms import Window, draw_window, jitter_colours, move_intrinsics, place_window
+from trainer.data.transforms import Window, draw_colours, draw_window, move_intrinsics, place_window
 from trainer.errors import ClipError
 
 _WINDOW_DRAWS = 16
@@ -33,6 +34,8 @@ PAIR_FIELDS = frozenset(
     {
         "target_images",
         "reference_images",
+        "target_colours",
+        "reference_colours",
         "scene",
         "target_pix_from_cam",
         "reference_pix_from_cam",
@@ -49,7 +52,7 @@ class PairSource:
 
     index: Index
     pairs: Columns
-    config: NuscenesData
+    config: DrivesData
     augment: AugmentConfig | None
 
     offers = PAIR_FIELDS
@@ -79,8 +82,10 @@ class PairSource:
             raise ClipError(self.name(index), error.reason) from error
         jitter = self.augment.colour_jitter if self.augment else 0.0
         return {
-            "target_images": _channels_first(jitter_colours(target.images, jitter, rng)),
-            "reference_images": _channels_first(jitter_colours(reference.images, jitter, rng)),
+            "target_images": channels_first(target.images),
+            "reference_images": channels_first(reference.images),
+            "target_colours": draw_colours(jitter, rng),
+            "reference_colours": draw_colours(jitter, rng),
             "scene": np.array(self.index.columns["image_scene"][target_rows[0, 0]], dtype=np.int64),
             "target_pix_from_cam": target.pix_from_cam.astype(np.float32),
             "reference_pix_from_cam": reference.pix_from_cam.astype(np.float32),
@@ -180,7 +185,3 @@ def _first_that_overlaps(offered: Iterable[WindowPair], overlap: Callable[[Windo
 
 def _out_size_px(clip: ClipConfig) -> tuple[int, int]:
     return clip.width_px, clip.height_px
-
-
-def _channels_first(images: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(images, -1, -3))

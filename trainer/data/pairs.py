@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 from rich.console import Console
 from rich.progress import track
 
-from trainer.config.data import ClipConfig, NuscenesData, PairConfig
+from trainer.config.data import ClipConfig, DrivesData, PairConfig
 from trainer.data.columns import write_columns
 from trainer.data.frames import NO_ROW, Frames, find_clips, find_frames
 from trainer.data.index import Index
@@ -106,7 +106,7 @@ def image_overlap(
     return overlap
 
 
-def pairs_path(index: Index, config: NuscenesData, scenes: Sequence[int]) -> Path:
+def pairs_path(index: Index, config: DrivesData, scenes: Sequence[int]) -> Path:
     """Where the pairs of these scenes under these settings are kept."""
     pairs = config.pairs.model_dump(exclude={"cross_camera_share"})
     kinds = (config.pairs.cross_camera_share > 0, config.pairs.cross_camera_share < 1)
@@ -115,7 +115,7 @@ def pairs_path(index: Index, config: NuscenesData, scenes: Sequence[int]) -> Pat
     return index.columns.folder / f"pairs-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
-def mine_pairs(index: Index, config: NuscenesData, scenes: Sequence[int], *, split: str) -> Path:
+def mine_pairs(index: Index, config: DrivesData, scenes: Sequence[int], *, split: str) -> Path:
     """Find the pairs of these scenes and write them; returns where. DataError when there are none."""
     began = time.monotonic()
     console = Console(stderr=True)
@@ -353,7 +353,7 @@ def _figures(mined: Sequence[MinedScene], arrays: dict[str, np.ndarray]) -> dict
     }
 
 
-def _explain_nothing(mined: Sequence[MinedScene], config: NuscenesData, split: str) -> str:
+def _explain_nothing(mined: Sequence[MinedScene], config: DrivesData, split: str) -> str:
     """Why a split has no pairs, and what to change."""
     asked = f"pairs of clips of {config.clip.frames} frames {config.clip.spacing_s:g} s apart were asked of split {split}"
     if not any((scene.clips != NO_ROW).any() for scene in mined):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from trainer.config.data import NuscenesData
+from trainer.config.data import DrivesData
 from trainer.data.columns import write_columns
 from trainer.data.frames import NO_ROW, find_clips, find_frames, nearest_within
 from trainer.data.index import Index
@@ -33,13 +33,13 @@ SURROUND_FORMAT = 1
 _SWEEP_TOLERANCE_US = 100_000.0
 
 
-def surround_path(index: Index, config: NuscenesData, scenes: Sequence[int], *, needs_lidar: bool) -> Path:
+def surround_path(index: Index, config: DrivesData, scenes: Sequence[int], *, needs_lidar: bool) -> Path:
     """Where the surround clips of these scenes under these settings are kept."""
     key = repr((SURROUND_FORMAT, config.cameras, config.clip.frames, config.clip.spacing_s, needs_lidar, list(scenes)))
     return index.columns.folder / f"surround-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
-def find_surround_clips(index: Index, config: NuscenesData, scenes: Sequence[int], *, needs_lidar: bool, split: str) -> Path:
+def find_surround_clips(index: Index, config: DrivesData, scenes: Sequence[int], *, needs_lidar: bool, split: str) -> Path:
     """Find the clips of these scenes and write them; returns where. DataError when there are none."""
     found = [_clips_of_scene(index, config, scene) for scene in scenes]
     images, sweeps = (np.concatenate([of_scene[part] for of_scene in found]) for part in range(2))
@@ -55,9 +55,7 @@ def find_surround_clips(index: Index, config: NuscenesData, scenes: Sequence[int
     return path
 
 
-def _clips_of_scene(
-    index: Index, config: NuscenesData, scene: int
-) -> tuple[Int32[np.ndarray, "K T V"], Int32[np.ndarray, "K T"]]:
+def _clips_of_scene(index: Index, config: DrivesData, scene: int) -> tuple[Int32[np.ndarray, "K T V"], Int32[np.ndarray, "K T"]]:
     frames = find_frames(index, scene, config.cameras)
     clips = find_clips(frames.timestamp_us, config.clip.frames, config.clip.spacing_s)
     clips = clips[(clips[:, 0] != NO_ROW) & (frames.rows[clips] != NO_ROW).all((1, 2))]
@@ -71,7 +69,7 @@ def find_sweeps(index: Index, scene: int, timestamp_us: Int64[np.ndarray, " F"])
     return np.where(nearest == NO_ROW, NO_ROW, nearest + rows.start).astype(np.int32)
 
 
-def _explain_nothing(index: Index, config: NuscenesData, split: str, *, without_sweep: int) -> str:
+def _explain_nothing(index: Index, config: DrivesData, split: str, *, without_sweep: int) -> str:
     clip, asked = config.clip, f"surround clips of split {split} were asked for in {index.root} {index.version}"
     if without_sweep:
         return (

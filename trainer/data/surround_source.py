@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
 
-from trainer.config.data import AugmentConfig, NuscenesData
+from trainer.config.data import AugmentConfig, DrivesData
 from trainer.data.clips import name_clip, read_clip
 from trainer.data.columns import Columns
-from trainer.data.decode import read_bytes
+from trainer.data.decode import channels_first
 from trainer.data.frames import NO_ROW
 from trainer.data.index import Index
 from trainer.data.source import Sample
-from trainer.data.transforms import Window, draw_window, jitter_colours, place_window
+from trainer.data.transforms import Window, draw_colours, draw_window, place_window
 from trainer.errors import ClipError
 
-CAMERA_FIELDS = frozenset({"images", "pix_from_ego", "first_from_ego", "elapsed_s"})
+CAMERA_FIELDS = frozenset({"images", "images_colours", "pix_from_ego", "first_from_ego", "elapsed_s"})
 LIDAR_FIELDS = frozenset({"points_lidar", "first_point", "ego_from_lidar", "pix_from_lidar"})
 
 _POINT_VALUES = 5
@@ -38,7 +38,7 @@ class SurroundSource:
 
     index: Index
     clips: Columns
-    config: NuscenesData
+    config: DrivesData
     augment: AugmentConfig | None
 
     @property
@@ -65,16 +65,15 @@ class SurroundSource:
         clip = self.config.clip
         try:
             read = read_clip(self.index, rows, (clip.width_px, clip.height_px), windows=windows)
-            points = [self._read_sweep(int(sweep)) for sweep in self.clips["clip_sweeps"][index]]
+            points = self._read_sweeps(self.clips["clip_sweeps"][index], clip=read.name)
         except ClipError as error:
             raise ClipError(self.name(index), error.reason) from error
-        jitter = self.augment.colour_jitter if self.augment else 0.0
-        images = jitter_colours(read.images, jitter, rng)
         # of each frame, as the car stood when its first camera fired
         world_from_ego = read.world_from_ego[:, 0]
         pix_from_world = read.pix_from_cam @ self.index.cam_from_world(rows)[..., :3, :]
         sample: dict[str, np.ndarray] = {
-            "images": np.ascontiguousarray(np.moveaxis(images, -1, -3)),
+            "images": channels_first(read.images),
+            "images_colours": draw_colours(self.augment.colour_jitter if self.augment else 0.0, rng),
             "pix_from_ego": (pix_from_world @ world_from_ego[:, None]).astype(np.float32),
             "first_from_ego": (np.linalg.inv(world_from_ego[0]) @ world_from_ego).astype(np.float32),
             "elapsed_s": ((read.timestamp_us[:, 0] - read.timestamp_us[0, 0]) / 1e6).astype(np.float32),
@@ -100,22 +99,27 @@ class SurroundSource:
         share, is_mirrored = self.augment.crop_share, bool(rng.random() < self.augment.flip_probability)
         return [draw_window(size, out_size_px, crop_share=share, is_mirrored=is_mirrored, rng=rng) for size in sizes]
 
-    def _read_sweep(self, row: int) -> Float32[np.ndarray, "P 4"]:
-        """x, y, z in the LiDAR's frame and intensity from 0 to 1; points that are not finite are left out."""
-        if row == NO_ROW:
-            return np.empty((0, 4), dtype=np.float32)
-        path = self.index.root / self.index.sweep_file(row)
-        data = read_bytes(path, clip=str(path))
-        if len(data) % (4 * _POINT_VALUES):
-            raise ClipError(
-                str(path), f"{path} has {len(data)} bytes, which is no whole number of points of {_POINT_VALUES} float32"
-            )
-        points = np.frombuffer(data, dtype="<f4").reshape(-1, _POINT_VALUES)[:, :4]
-        points = points[np.isfinite(points).all(-1)]
-        points[:, 3] /= 255
-        return points
+    def _read_sweeps(self, rows: Int[np.ndarray, " T"], *, clip: str) -> list[Float32[np.ndarray, "P 4"]]:
+        """The points of each frame; none where there is no sweep."""
+        there = [int(row) for row in rows if row != NO_ROW]
+        files = dict(zip(there, self.index.files.read_sweeps(np.array(there, dtype=np.int64), clip=clip), strict=True))
+        nothing = np.empty((0, 4), dtype=np.float32)
+        return [
+            nothing if row == NO_ROW else parse_points(files[row], clip=clip, file=self.index.files.name_sweep(row))
+            for row in rows.tolist()
+        ]
 
     def _world_from_lidar(self, index: int) -> tuple[Float64[np.ndarray, "T 4 4"], Bool[np.ndarray, " T"]]:
         """Of each frame's sweep at its own time, and whether there is one."""
         sweeps = self.clips["clip_sweeps"][index]
         return self.index.world_from_lidar(np.maximum(sweeps, 0)), sweeps != NO_ROW
+
+
+def parse_points(data: bytes, *, clip: str, file: str) -> Float32[np.ndarray, "P 4"]:
+    """x, y, z in the LiDAR's frame and intensity from 0 to 1; points that are not finite are left out."""
+    if len(data) % (4 * _POINT_VALUES):
+        raise ClipError(clip, f"{file} has {len(data)} bytes, which is no whole number of points of {_POINT_VALUES} float32")
+    points = np.frombuffer(data, dtype="<f4").reshape(-1, _POINT_VALUES)[:, :4]
+    points = points[np.isfinite(points).all(-1)]
+    points[:, 3] /= 255
+    return points

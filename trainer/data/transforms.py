@@ -1,20 +1,22 @@
-"""Windows and colours: what augmentation does to the pixels of a clip and, with them, to its intrinsics.
+"""Windows and colours: what augmentation draws for a clip, and what a window does to its intrinsics.
 
 A window is a rectangle of source pixels that becomes the output image, mirrored or not. Since pixel centres lie at
 +0.5, it maps corners to corners and scaling the intrinsics is exact. One window and one set of colour factors hold for
 all frames of a clip, each view has its own (CroCo draws both views' crops and colours independently and always).
 
-We differ from torchvision's ColorJitter in one place: contrast pulls towards the mean grey of the whole clip, not of
-each frame, so that colours do not flicker. Hue stays, as in CroCo.
+A drawn window lies on whole pixels of the picture as it will be decoded: cropping then is free, where reading between pixels costs
+a third of a decode. It moves a random place by half such a pixel at most, and the intrinsics follow.
+
+Left to others: cutting windows out (`decode.py`), what colour factors do to pixels (`models/images.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32
 
-_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-"""Rec. 601 luma, as JPEG and Pillow have it."""
+_SHRINKS = (8, 4, 2)
+"""What a JPEG decoder can divide the size by for less than whole; thirds and the like cost it more than the whole picture."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class Window:
     def box(self) -> tuple[float, float, float, float]:
         """Left, top, right, bottom."""
         return self.left_px, self.top_px, self.left_px + self.source_width_px, self.top_px + self.source_height_px
+
+    @property
+    def shrink(self) -> int:
+        """The largest divisor of the source's size at which a decoder still gives every pixel of the output one of its own."""
+        enlarged = min(self.source_width_px / self.width_px, self.source_height_px / self.height_px)
+        return next((divisor for divisor in _SHRINKS if divisor <= enlarged + 1e-6), 1)
 
     @property
     def out_from_source(self) -> Float[np.ndarray, "3 3"]:
@@ -78,35 +86,29 @@ def draw_window(
     is_mirrored: bool,
     rng: np.random.Generator,
 ) -> Window:
-    """A window of uniform size within `crop_share` at a uniform place."""
+    """A window of uniform size within `crop_share` at a uniform place, on whole pixels of what is decoded."""
     share, across, down = rng.uniform((crop_share[0], 0, 0), (crop_share[1], 1, 1)).tolist()
-    return place_window(source_size_px, out_size_px, share=share, place=(across, down), is_mirrored=is_mirrored)
+    window = place_window(source_size_px, out_size_px, share=share, place=(across, down), is_mirrored=is_mirrored)
+    return snap_window(window, source_size_px)
 
 
-def jitter_colours(
-    images: UInt8[np.ndarray, "*frames H W 3"], strength: float, rng: np.random.Generator
-) -> UInt8[np.ndarray, "*frames H W 3"]:
-    """Brightness, contrast and saturation in random order, each by a factor uniform in 1 - strength to 1 + strength."""
+def snap_window(window: Window, source_size_px: tuple[int, int]) -> Window:
+    """The window next to `window` whose sides lie between pixels of the decoded picture; it still covers the output."""
+    step = window.shrink
+    left, width = _snap(window.left_px, window.source_width_px, source_size_px[0], step)
+    top, height = _snap(window.top_px, window.source_height_px, source_size_px[1], step)
+    return replace(window, left_px=left, top_px=top, source_width_px=width, source_height_px=height)
+
+
+def _snap(first: float, length: float, available: int, step: int) -> tuple[float, float]:
+    """Both as multiples of `step`, within what is available."""
+    steps = max(1, min(round(length / step), available // step))
+    begin = min(round(first / step), available // step - steps)
+    return float(step * begin), float(step * steps)
+
+
+def draw_colours(strength: float, rng: np.random.Generator) -> Float32[np.ndarray, "3"]:
+    """Factors of brightness, contrast and saturation, each uniform in 1 - strength to 1 + strength; the pixels change on the device."""
     if strength == 0:
-        return images
-    colours = images.astype(np.float32)
-    factors = rng.uniform(1 - strength, 1 + strength, size=3).astype(np.float32)
-    for change in rng.permutation(3):
-        colours = np.clip(_CHANGES[change](colours, factors[change]), 0, 255)
-    return np.round(colours).astype(np.uint8)
-
-
-def _brighten(colours: np.ndarray, factor: np.float32) -> np.ndarray:
-    return colours * factor
-
-
-def _contrast(colours: np.ndarray, factor: np.float32) -> np.ndarray:
-    return colours * factor + (colours @ _GREY).mean() * (1 - factor)
-
-
-def _saturate(colours: np.ndarray, factor: np.float32) -> np.ndarray:
-    keep_or_grey = factor * np.eye(3, dtype=np.float32) + (1 - factor) * _GREY[:, None]
-    return colours @ keep_or_grey
-
-
-_CHANGES = (_brighten, _contrast, _saturate)
+        return np.ones(3, dtype=np.float32)
+    return rng.uniform(1 - strength, 1 + strength, size=3).astype(np.float32)

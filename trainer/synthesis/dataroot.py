@@ -23,6 +23,7 @@ from trainer.errors import DataError
 from trainer.synthesis.city import LOCATIONS
 from trainer.synthesis.config import SynthesisConfig
 from trainer.synthesis.maps import build_map, draw_mask
+from trainer.synthesis.rig import RIGS
 from trainer.synthesis.scene import write_scene
 from trainer.synthesis.tables import Row, Tables, join_tables, shared_rows, token, write_json
 
@@ -91,10 +92,11 @@ def _claim(out: Path, config: SynthesisConfig) -> None:
     state = out / _STATE / "config.json"
     wanted = config.model_dump(mode="json")
     if state.exists():
-        found = json.loads(state.read_text())
-        differing = [key for key in wanted if found.get(key) != wanted[key]]
+        # A setting that did not exist yet when the folder was claimed had what is its default now.
+        found = SynthesisConfig().model_dump(mode="json") | json.loads(state.read_text())
+        differing = [key for key in wanted if found[key] != wanted[key]]
         if differing:
-            changes = ", ".join(f"{key} {found.get(key)}, asked for {wanted[key]}" for key in differing)
+            changes = ", ".join(f"{key} {found[key]}, asked for {wanted[key]}" for key in differing)
             raise DataError(
                 f"{out} was asked to hold a synthetic data set and holds another one ({changes}); give another --out or the same settings"
             )
@@ -110,7 +112,7 @@ def _finish_scene(config: SynthesisConfig, scene: int, out: Path) -> None:
 
 def _write_tables(out: Path, config: SynthesisConfig) -> Tables:
     parts = [json.loads(_state_path(out, scene).read_text()) for scene in range(config.scenes)]
-    tables = join_tables([shared_rows(), *parts])
+    tables = join_tables([shared_rows(RIGS[config.rig]), *parts])
     tables["map"] = _write_maps(out, tables["log"])
     for name, rows in tables.items():
         write_json(out / VERSION / f"{name}.json", rows)

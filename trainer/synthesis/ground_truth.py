@@ -2,7 +2,7 @@
 
 `ground_truth/CHANNEL/NAME.npz` belongs to the image of the same name:
     depth_cm   uint16  H W    distance along the optical axis in centimetres; 0 where there is none (sky, beyond 655 m)
-    flow_px    float16 H W 2  to where what is seen stands 1/12 s later, when the camera's next image is taken; NaN behind the camera
+    flow_px    float16 H W 2  to where what is seen stands when the camera's next image is due; NaN behind the camera
     thing      uint16  H W    1 + number of the annotated thing, 0 for everything else
 `ground_truth/SCENE.json` lists the instance tokens by number.
 """

@@ -1,7 +1,8 @@
 """One drive: simulate it, render every image and sweep, and give its rows of the tables.
 
-Times are microseconds; the drive begins at `start_us`. A LiDAR sweep carries the middle of its turn as its time stamp, and every
-tenth is a keyframe; image k of a camera is taken k / 12 s after the first sweep, plus the camera's place in the turn.
+Times are microseconds; the drive begins at `start_us`. Sweep k has its time stamp, the middle of its turn, k LiDAR periods after
+that; image k of a camera is taken k camera periods after it, plus the camera's place in the turn (`rig.py`). One in so many of each
+is a keyframe.
 """
 
 import math
@@ -10,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 
 from trainer.synthesis.boxes import Boxes, join
@@ -21,7 +22,7 @@ from trainer.synthesis.ground_truth import GroundTruth, save_ground_truth
 from trainer.synthesis.lidar import scan
 from trainer.synthesis.paint import Light, draw_light
 from trainer.synthesis.pose import quaternion_of_yaw, world_from_ground_pose
-from trainer.synthesis.rig import CAMERA_HZ, CAMERAS, KEYFRAME_HZ, LIDAR, LIDAR_HZ, Camera, Mount
+from trainer.synthesis.rig import RIGS, Camera, Mount, Rig
 from trainer.synthesis.routes import Route, drive_around
 from trainer.synthesis.tables import (
     Row,
@@ -36,8 +37,6 @@ from trainer.synthesis.tables import (
 )
 from trainer.synthesis.traffic import Traffic, build_traffic
 
-_IMAGES_PER_KEYFRAME = CAMERA_HZ // KEYFRAME_HZ
-_SWEEPS_PER_KEYFRAME = LIDAR_HZ // KEYFRAME_HZ
 _ANNOTATED_M = 75.0
 
 
@@ -53,6 +52,10 @@ class Scene:
     light: Light
 
     @property
+    def rig(self) -> Rig:
+        return RIGS[self.config.rig]
+
+    @property
     def name(self) -> str:
         return f"scene-{self.number + 1:04d}"
 
@@ -66,7 +69,7 @@ class Scene:
 
     @property
     def keyframes(self) -> int:
-        return max(2, int(self.config.duration_s * KEYFRAME_HZ))
+        return max(2, int(self.config.duration_s * self.rig.keyframe_hz))
 
     @cached_property
     def _city_near(self) -> Boxes:
@@ -108,10 +111,9 @@ def write_scene(config: SynthesisConfig, number: int, out: Path) -> Tables:
     """Render the drive into `out`; its rows of the tables."""
     scene = build_scene(config, number)
     shown: dict[int, dict[int, list[int]]] = {}
-    camera_rows = {camera.channel: _write_images(scene, camera, out, shown) for camera in CAMERAS}
+    camera_rows = [_write_images(scene, camera, out, shown) for camera in scene.rig.cameras]
     lidar_rows, lidar_counts = _write_sweeps(scene, out)
-    channels = camera_rows | {LIDAR.channel: lidar_rows}
-    rows = [row for of_channel in channels.values() for row in of_channel]
+    rows = [row for of_sensor in (*camera_rows, lidar_rows) for row in of_sensor]
     instances, annotations = _annotate(scene, shown, lidar_counts)
     samples = _sample_rows(scene)
     if config.ground_truth:
@@ -123,7 +125,7 @@ def write_scene(config: SynthesisConfig, number: int, out: Path) -> Tables:
         "sample": samples,
         "sample_data": rows,
         "ego_pose": [_ego_pose_row(scene, row) for row in rows],
-        "calibrated_sensor": [_calibration_row(scene, sensor) for sensor in (*CAMERAS, LIDAR)],
+        "calibrated_sensor": [_calibration_row(scene, sensor) for sensor in scene.rig.sensors],
         "instance": instances,
         "sample_annotation": annotations,
     }
@@ -131,14 +133,15 @@ def write_scene(config: SynthesisConfig, number: int, out: Path) -> Tables:
 
 def _write_images(scene: Scene, camera: Camera, out: Path, shown: dict[int, dict[int, list[int]]]) -> list[Row]:
     rows = []
-    for image in range((scene.keyframes - 1) * _IMAGES_PER_KEYFRAME + 1):
-        is_key = image % _IMAGES_PER_KEYFRAME == 0
-        offset_us = camera.offset_us - round(5e5 / LIDAR_HZ)
-        row = _data_row(scene, camera, round(image * 1e6 / CAMERA_HZ) + offset_us, is_key, image / _IMAGES_PER_KEYFRAME)
+    images_per_keyframe = scene.rig.camera_hz // scene.rig.keyframe_hz
+    for image in range((scene.keyframes - 1) * images_per_keyframe + 1):
+        is_key = image % images_per_keyframe == 0
+        offset_us = round(image * 1e6 / scene.rig.camera_hz) + scene.rig.offset_us(camera)
+        row = _data_row(scene, camera, offset_us, is_key, image / images_per_keyframe)
         coverage = _write_image(scene, camera, out, row)
         if is_key:
             for thing, (visible, whole) in coverage.items():
-                counts = shown.setdefault(image // _IMAGES_PER_KEYFRAME, {}).setdefault(thing, [0, 0])
+                counts = shown.setdefault(image // images_per_keyframe, {}).setdefault(thing, [0, 0])
                 counts[0] += visible
                 counts[1] += whole
         rows.append(row)
@@ -153,34 +156,39 @@ def _write_image(scene: Scene, camera: Camera, out: Path, row: Row) -> dict[int,
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(paint(seen, boxes, scene.light, seed=scene.city.seed)).save(path, quality=scene.config.jpeg_quality)
     if scene.config.ground_truth:
-        later_s = time_s + 1 / CAMERA_HZ
+        later_s = time_s + 1 / scene.rig.camera_hz
         flow = flow_to(seen, boxes, scene.view(camera, later_s), scene.boxes_at(later_s))
         depth = seen.depth_m.reshape(flow.shape[:2])
         save_ground_truth(out, row["filename"], GroundTruth(depth, flow, things_of(seen, boxes)))
     return seen.coverage
 
 
-def _write_sweeps(scene: Scene, out: Path) -> tuple[list[Row], dict[int, np.ndarray]]:
-    """Rows of all sweeps, and points on each thing for each keyframe."""
-    rows, counts = [], {}
-    for sweep in range((scene.keyframes - 1) * _SWEEPS_PER_KEYFRAME + 1):
-        is_key = sweep % _SWEEPS_PER_KEYFRAME == 0
-        row = _data_row(scene, LIDAR, round(sweep * 1e6 / LIDAR_HZ), is_key, sweep / _SWEEPS_PER_KEYFRAME)
-        time_s = sweep / LIDAR_HZ
+def _write_sweeps(scene: Scene, out: Path) -> tuple[list[Row], Int[np.ndarray, "keyframes things"]]:
+    """Rows of all sweeps, and points on each thing at each keyframe; no rows and no points without LiDAR."""
+    rows: list[Row] = []
+    counts = np.zeros((scene.keyframes, len(scene.traffic.things)), dtype=np.int64)
+    lidar = scene.rig.lidar
+    if lidar is None:
+        return rows, counts
+    sweeps_per_keyframe = lidar.hz // scene.rig.keyframe_hz
+    for sweep in range((scene.keyframes - 1) * sweeps_per_keyframe + 1):
+        is_key = sweep % sweeps_per_keyframe == 0
+        row = _data_row(scene, lidar, round(sweep * 1e6 / lidar.hz), is_key, sweep / sweeps_per_keyframe)
+        time_s = sweep / lidar.hz
         rng = np.random.default_rng([scene.config.seed, scene.number, 3, sweep])
-        found = scan(scene.world_from_ego(time_s) @ LIDAR.ego_from_sensor, scene.boxes_at(time_s), rng)
+        found = scan(lidar, scene.world_from_ego(time_s), scene.boxes_at(time_s), rng)
         path = out / row["filename"]
         path.parent.mkdir(parents=True, exist_ok=True)
         found.points.astype(np.float32).tofile(path)
         if is_key:
             on_things = found.thing[found.thing >= 0]
-            counts[sweep // _SWEEPS_PER_KEYFRAME] = np.bincount(on_things, minlength=len(scene.traffic.things))
+            counts[sweep // sweeps_per_keyframe] = np.bincount(on_things, minlength=len(scene.traffic.things))
         rows.append(row)
     return link(rows), counts
 
 
 def _annotate(
-    scene: Scene, shown: dict[int, dict[int, list[int]]], lidar_counts: dict[int, np.ndarray]
+    scene: Scene, shown: dict[int, dict[int, list[int]]], lidar_counts: Int[np.ndarray, "keyframes things"]
 ) -> tuple[list[Row], list[Row]]:
     """Instances and their boxes at keyframes where a camera or the LiDAR caught them."""
     instances, annotations = [], []
@@ -188,9 +196,10 @@ def _annotate(
         rows = []
         for keyframe in range(scene.keyframes):
             visible, whole = shown.get(keyframe, {}).get(number, [0, 0])
-            points = int(lidar_counts[keyframe][number])
-            x, y, yaw = thing.route.poses(np.array([keyframe / KEYFRAME_HZ]))[0]
-            ego_x, ego_y, _ = scene.ego.poses(np.array([keyframe / KEYFRAME_HZ]))[0]
+            points = int(lidar_counts[keyframe, number])
+            time_s = keyframe / scene.rig.keyframe_hz
+            x, y, yaw = thing.route.poses(np.array([time_s]))[0]
+            ego_x, ego_y, _ = scene.ego.poses(np.array([time_s]))[0]
             if (visible == 0 and points == 0) or np.hypot(x - ego_x, y - ego_y) > _ANNOTATED_M:
                 continue
             rows.append(
@@ -268,7 +277,7 @@ def _sample_rows(scene: Scene) -> list[Row]:
         [
             {
                 "token": scene.token("sample", keyframe),
-                "timestamp": scene.start_us + round(keyframe * 1e6 / KEYFRAME_HZ),
+                "timestamp": scene.start_us + round(keyframe * 1e6 / scene.rig.keyframe_hz),
                 "scene_token": scene.token("scene"),
             }
             for keyframe in range(scene.keyframes)

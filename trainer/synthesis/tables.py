@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.synthesis.rig import CAMERAS, LIDAR
+from trainer.synthesis.rig import Camera, Rig
 from trainer.synthesis.traffic import KINDS
 
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ def visibility_token(share: float) -> str:
     return next(name for name, (_, most) in _VISIBILITY.items() if share * 100 <= most or most == 100)
 
 
-def shared_rows() -> Tables:
+def shared_rows(rig: Rig) -> Tables:
     """Rows that do not depend on scenes."""
     attributes = sorted({name for kind in KINDS for name in (kind.moving, kind.standing) if name})
     return {
@@ -68,9 +68,9 @@ def shared_rows() -> Tables:
             {
                 "token": sensor_token(sensor.channel),
                 "channel": sensor.channel,
-                "modality": "lidar" if sensor is LIDAR else "camera",
+                "modality": "camera" if isinstance(sensor, Camera) else "lidar",
             }
-            for sensor in (*CAMERAS, LIDAR)
+            for sensor in rig.sensors
         ],
         "visibility": [
             {"token": name, "level": f"v{low}-{high}", "description": f"visibility of whole object is between {low} and {high}%"}

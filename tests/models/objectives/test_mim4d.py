@@ -247,7 +247,7 @@ def test_holes_in_the_data_leave_loss_gradients_and_figures_finite(change: Any) 
 
 def test_rays_without_lidar_teach_colours_alone() -> None:
     config = config_of(depth_supervision=False)
-    assert preparation_of(config).needs == {"images", "pix_from_ego", "first_from_ego", "elapsed_s"}
+    assert preparation_of(config).needs == {"images", "images_colours", "pix_from_ego", "first_from_ego", "elapsed_s"}
     parts = model_of(config)(batch_of(config), "train").parts
     assert parts["mim4d/rebuilt_depth_m"] == 0 and parts["mim4d/rebuilt_rgb"] > 0
 

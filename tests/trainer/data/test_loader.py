@@ -7,7 +7,8 @@ import pytest
 
 from models.batch import Batch
 from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader, check_needs
-from trainer.data.order import Order, Share
+from trainer.data.mixed_source import portions_of
+from trainer.data.order import Order, Portion, Share
 from trainer.data.source import Sample
 from trainer.errors import ClipError, DataError
 
@@ -50,7 +51,7 @@ class DrawPreparation:
 
 def samples(source: NumberSource | None = None) -> PlacedSamples:
     source = source or NumberSource()
-    return PlacedSamples(source, Order(7, len(source), GLOBAL_BATCH), {"draws": DrawPreparation()})
+    return PlacedSamples(source, Order(7, portions_of(source), GLOBAL_BATCH), {"draws": DrawPreparation()})
 
 
 def load(share: Share, *, workers: int = 0, first: int = 0, last: int = 3, source: NumberSource | None = None) -> list[Batch]:
@@ -93,7 +94,7 @@ def test_a_broken_clip_is_replaced_by_the_same_other_one_and_named() -> None:
     assert [batch.clips for batch in first] == [batch.clips for batch in second]
     replaced = [reason for batch in first for reason in batch.replaced]
     assert replaced and all("broken on purpose" in reason for reason in replaced)
-    wanted = [Order(7, 100, GLOBAL_BATCH).sample(step, slot) for step in range(3) for slot in range(GLOBAL_BATCH)]
+    wanted = [Order(7, (Portion(100),), GLOBAL_BATCH).sample(step, slot) for step in range(3) for slot in range(GLOBAL_BATCH)]
     assert len(replaced) >= sum(index in broken for index in wanted) > 0
 
 

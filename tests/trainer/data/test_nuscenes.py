@@ -12,8 +12,8 @@ import pytest
 from tests.trainer.data.dataroot import HEIGHT, VERSION, WIDTH, Tables, make_tables, write_dataroot
 from trainer.config.data import NuscenesData
 from trainer.data.columns import is_whole
-from trainer.data.index import Index, open_index
-from trainer.data.nuscenes import build_index, find_version, index_path
+from trainer.data.index import Index
+from trainer.data.nuscenes import build_index, find_version, index_path, open_index
 from trainer.errors import DataError
 
 

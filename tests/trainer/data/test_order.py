@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.order import Order, Purpose, Share, permuted, random_stream
+from trainer.data.order import Order, Portion, Purpose, Share, permuted, random_stream
 
 
 @given(length=st.integers(1, 2000), key=st.integers(0, 2**64 - 1))
@@ -13,26 +13,26 @@ def test_a_permutation_hits_every_index_once(length: int, key: int) -> None:
 
 
 def test_an_epoch_shows_every_sample_once_and_the_next_one_in_another_order() -> None:
-    order = Order(seed=3, length=60, global_batch=12)
+    order = Order(seed=3, portions=(Portion(60),), global_batch=12)
     epochs = [[order.sample(step, slot) for step in steps for slot in range(12)] for steps in (range(5), range(5, 10))]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(60))
     assert epochs[0] != epochs[1]
 
 
 def test_another_seed_is_another_order() -> None:
-    walks = [[Order(seed, 1000, 8).sample(0, slot) for slot in range(8)] for seed in range(20)]
+    walks = [[Order(seed, (Portion(1000),), 8).sample(0, slot) for slot in range(8)] for seed in range(20)]
     assert len({tuple(walk) for walk in walks}) == 20
 
 
 @given(length=st.sampled_from([10**8, 10**9 + 7, 2**40]), step=st.integers(0, 10**7))
 def test_the_order_of_a_huge_data_set_costs_no_memory(length: int, step: int) -> None:
-    assert 0 <= Order(0, length, 4096).sample(step, 4095) < length
+    assert 0 <= Order(0, (Portion(length),), 4096).sample(step, 4095) < length
 
 
 def test_neighbours_in_the_walk_are_far_apart_in_the_data() -> None:
     # Mean distance of two uniform draws from [0, n) is n / 3; a poor permutation keeps neighbours together.
     length = 100_000
-    walk = np.array([Order(0, length, 1).sample(step, 0) for step in range(4000)])
+    walk = np.array([Order(0, (Portion(length),), 1).sample(step, 0) for step in range(4000)])
     assert abs(np.abs(np.diff(walk)).mean() / length - 1 / 3) < 0.02
 
 

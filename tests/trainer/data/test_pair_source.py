@@ -56,6 +56,8 @@ def test_a_sample_has_every_field_it_offers_in_the_documented_shape(data: Nuscen
     assert described == {
         "target_images": ("uint8", (frames, 1, 3, 16, 32)),
         "reference_images": ("uint8", (frames, 1, 3, 16, 32)),
+        "target_colours": ("float32", (3,)),
+        "reference_colours": ("float32", (3,)),
         "scene": ("int64", ()),
         "target_pix_from_cam": ("float32", (frames, 1, 3, 3)),
         "reference_pix_from_cam": ("float32", (frames, 1, 3, 3)),

@@ -12,8 +12,8 @@ from tests.trainer.data.dataroot import FRAMES, YAWS, Tables, make_tables, write
 from trainer.config.data import SURROUND_CAMERAS, NuscenesData
 from trainer.data.columns import Columns
 from trainer.data.frames import NO_ROW
-from trainer.data.index import Index, open_index
-from trainer.data.nuscenes import build_index
+from trainer.data.index import Index
+from trainer.data.nuscenes import build_index, open_index
 from trainer.data.pairs import frustum_points, image_overlap, mine_pairs, pairs_path, visible_share
 from trainer.errors import DataError
 

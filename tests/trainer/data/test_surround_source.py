@@ -65,6 +65,7 @@ def test_a_sample_has_every_field_it_offers_in_the_documented_shape(video: Nusce
     sample = source.load(5, stream())
     assert {name: (array.dtype.name, array.shape) for name, array in sample.items()} == {
         "images": ("uint8", (FRAMES, len(YAWS), 3, 16, 32)),
+        "images_colours": ("float32", (3,)),
         "pix_from_ego": ("float32", (FRAMES, len(YAWS), 3, 4)),
         "first_from_ego": ("float32", (FRAMES, 4, 4)),
         "elapsed_s": ("float32", (FRAMES,)),

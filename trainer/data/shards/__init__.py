@@ -1,0 +1,1 @@
+"""Packed data sets: shards of a store and their index, from writing to reading."""
