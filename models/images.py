@@ -49,9 +49,9 @@ class Recolouring(NamedTuple):
 
 def plan_recolouring(images: UInt8[Tensor, "B T V 3 H W"], colours: Float[Tensor, "B 3"]) -> Recolouring:
     """For clips as they were read and their factors of brightness, contrast and saturation."""
-    # Sums of whole numbers are exact, so the mean is the same in any batch, on any device, in any order of adding up.
-    sums = images.sum(dim=(1, 2, 4, 5), dtype=torch.int64)  # (B, 3)
-    mean_grey = _luma(sums.double().unbind(-1)) / (images[0, :, :, 0].numel())
+    # Sums of whole numbers are exact where these types hold them, so the mean is the same in any batch, on any device, in any order.
+    sums = images.sum(dim=-1, dtype=torch.float32).sum(dim=(1, 2, 4), dtype=torch.float64)  # (B, 3)
+    mean_grey = _luma(sums.unbind(-1)) / images[0, :, :, 0].numel()
     brightness, contrast, saturation = colours.unbind(-1)
     scale = brightness * contrast
     return Recolouring(scale * saturation, scale * (1 - saturation), (brightness * (1 - contrast) * mean_grey).float())
@@ -61,7 +61,7 @@ def recolour(values: Float[Tensor, "B *n"], plan: Recolouring, *, dim: int) -> F
     """Values from 0 to 255, red, green and blue along `dim`, in other colours."""
     own, grey, offset = (part.view(-1, *[1] * (values.ndim - 1)) for part in plan)
     luma = _luma(values.unbind(dim)).unsqueeze(dim)
-    return (own * values).add_(luma.mul_(grey).add_(offset)).clamp_(0, 255)
+    return torch.addcmul(luma.mul_(grey).add_(offset), values, own).clamp_(0, 255)
 
 
 def normalise(images: UInt8[Tensor, "B T V 3 H W"], colours: Float[Tensor, "B 3"]) -> Float[Tensor, "B T V 3 H W"]:

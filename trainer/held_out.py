@@ -11,7 +11,7 @@ import torch
 
 from models.batch import Batch
 from models.objectives.base import Preparation
-from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader
+from trainer.data.loader import PlacedSamples, PlaceSampler, read_batches
 from trainer.data.mixed_source import portions_of
 from trainer.data.order import Order, Share
 from trainer.data.source import Source
@@ -81,4 +81,4 @@ def read_held_out(
 
 def _read(samples: PlacedSamples, share: Share) -> list[Batch]:
     sampler = PlaceSampler(share, first_step=0, last_step=1)
-    return list(build_loader(samples, sampler, workers=0, prefetch_batches=1, pin_memory=False))
+    return list(read_batches(samples, sampler, workers=0))

@@ -1,6 +1,6 @@
 """From a run config to a running run: check, build the parts in one stated order, resume, train.
 
-data        the index and both sources; fields that objectives need are offered; no GPU is touched before this
+data        the version of packed data, the index and both sources; fields that objectives need are offered; no GPU is touched before this
 ranks       join the process group, become the run's writer
 model       seeded weights, warm start, engine (sharding, optimiser, moving average)
 state       the newest whole checkpoint, if there is one
@@ -9,12 +9,11 @@ observers   the run folder, the progress bar, /metrics
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any
 
 import torch
-import yaml
 
 from models.attention import choose_backend
 from models.batch import Batch
@@ -25,11 +24,13 @@ from trainer.checkpoint.manager import CheckpointManager, load_into_model
 from trainer.checkpoint.record import Record
 from trainer.config.run import RunConfig
 from trainer.data.build import build_source, prepare_index
-from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader, check_needs, needed_fields
+from trainer.data.loader import PlacedSamples, PlaceSampler, check_needs, needed_fields, read_batches
 from trainer.data.mixed_source import portions_of
 from trainer.data.order import Order, Share
 from trainer.data.source import Source
+from trainer.data.workers import choose_cores, losses_are_retried
 from trainer.errors import CheckpointError, ConfigError
+from trainer.experiment import check_same_data, check_same_experiment, pin_data
 from trainer.held_out import HeldOut, read_held_out
 from trainer.loop import Progress, Run, train
 from trainer.observe.build import build_observer
@@ -37,13 +38,10 @@ from trainer.parallel.engine import Engine, build_engine
 from trainer.parallel.launch import Launch, micro_steps, process_group
 from trainer.parallel.peers import find_peers
 from trainer.stop import listening
-from trainer.store.base import ObjectMissingError, Store
+from trainer.store.base import Store
 from trainer.store.open import open_store
 
 log = logging.getLogger(__name__)
-
-_DECIDES_WHAT_IS_LEARNT = ("seed ", "global_batch ", "data.", "encoder.", "objectives")
-_FREE = ("data.root ", "data.workers ", "data.prefetch_batches ", "encoder.attention ", "data.max_replaced_share ")
 
 
 def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = None) -> None:
@@ -51,6 +49,8 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
 
     `job` is the same for every restart of one job, which may take the run over at once.
     """
+    store = open_store(config.run.uri, config.store)
+    config = pin_data(config, store)
     micro_batch, micro = micro_steps(launch, config.parallel, config.global_batch)
     share = Share(launch.rank, launch.world_size, micro_batch, micro)
     preparations = build_preparations(config.objectives, config.token_grid, config.encoder, cameras=config.cameras)
@@ -58,8 +58,8 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
     if launch.is_main:
         warn_of_fewer_negatives(config, accumulated=micro)
     with process_group(launch, timeout_s=config.parallel.timeout_s):
-        store = open_store(config.run.uri, config.store)
-        with claimed_checkpoints(config, store, job=job) as checkpoints:
+        check_same_data(config)
+        with claimed_checkpoints(config, store, job=job) as checkpoints, losses_are_retried(config.data.timeout_s):
             engine = build_trained_engine(config, launch)
             progress = resume_from(config, checkpoints, engine, store) if resume else begin_anew(checkpoints, store)
             checkpoints.prepare(engine.state())
@@ -123,14 +123,22 @@ def build_batches(
 ) -> Iterator[Batch]:
     """This rank's micro-batches from `first_step` to the end of the run."""
     samples = PlacedSamples(training, Order(config.seed, portions_of(training), config.global_batch), preparations)
-    loader = build_loader(
+    data = config.data
+    return read_batches(
         samples,
         PlaceSampler(share, first_step, config.steps),
-        workers=config.data.workers,
-        prefetch_batches=config.data.prefetch_batches,
+        workers=data.workers,
+        prefetch_batches=data.prefetch_batches,
+        reads_in_flight=data.reads_in_flight,
+        timeout_s=data.timeout_s,
         pin_memory=launch.device.type == "cuda",
+        cores=choose_cores(
+            data.workers,
+            local_rank=launch.local_rank,
+            local_world_size=launch.local_world_size,
+            available=os.sched_getaffinity(0),
+        ),
     )
-    return iter(loader)
 
 
 def read_held_out_clips(
@@ -176,37 +184,6 @@ def resume_from(config: RunConfig, checkpoints: CheckpointManager, engine: Engin
     if record.step >= config.steps:
         log.info("that was the last of its %d steps: nothing is left to do; set steps= higher to go on", config.steps)
     return Progress(**record.progress)
-
-
-def check_same_experiment(config: RunConfig, store: Store) -> None:
-    """Say what differs from the config of the last start; ConfigError where the steps before would have been other ones."""
-    try:
-        before = yaml.safe_load(store.get("config.yaml"))
-    except ObjectMissingError:
-        return
-    changes = list(differences(before, config.model_dump(mode="json")))
-    refused = [change for change in changes if change.startswith(_DECIDES_WHAT_IS_LEARNT) and not change.startswith(_FREE)]
-    if refused:
-        raise ConfigError(
-            f"{store.uri} was to be resumed and is another experiment: {'; '.join(refused)}; "
-            "give the values of before, or another run.uri (warm_start.uri takes the weights along)"
-        )
-    if changes:
-        log.warning("changed since the last start of this run: %s", "; ".join(changes))
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    """`data.clip.frames 4 -> 8` for every key of which both say something else."""
-    for key, value in now.items():
-        if key not in before or before[key] == value:
-            continue
-        if isinstance(value, Mapping) and isinstance(before[key], Mapping):
-            yield from differences(before[key], value, f"{place}{key}.")
-        elif key == "objectives" and len(value) == len(before[key]):
-            for number, (earlier, later) in enumerate(zip(before[key], value, strict=True)):
-                yield from differences(earlier, later, f"{key}[{number}].")
-        else:
-            yield f"{place}{key} {before[key]} -> {value}"
 
 
 def begin_anew(checkpoints: CheckpointManager, store: Store) -> Progress:

@@ -11,11 +11,21 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.batch import Batch, Losses
-from models.config import CrocoConfig, EncoderConfig
+from models.config import CrocoConfig, EncoderConfig, Grid, ObjectiveConfig
 from models.layers import Block, DecoderBlock
 from models.pretraining import PretrainingModel, build_model, build_preparations
 from tests.gloo import run_ranks
-from tests.models.samples import CROCO, VIDEO_ENCODER, VIDEO_GRID, random_batch
+from tests.models.samples import (
+    CROCO,
+    MIM4D,
+    SIMIPU,
+    SURROUND_CAMERAS,
+    VIDEO_ENCODER,
+    VIDEO_GRID,
+    random_batch,
+    surround_batch,
+    surround_sample,
+)
 
 DROPPING = VIDEO_ENCODER.model_copy(update={"drop_path": 0.2})
 
@@ -73,6 +83,37 @@ def test_a_forward_is_a_function_of_weights_and_batch() -> None:
     other = random_batch(DROPPING, seed=1).prepared["croco"]["drop_path"]
     prepared = {"croco": {**batch.prepared["croco"], "drop_path": other}}
     assert not torch.equal(first, model(Batch(batch.shared, prepared, batch.clips), "train").total)
+
+
+@pytest.mark.parametrize("config", [CROCO, SIMIPU, MIM4D], ids=lambda config: config.kind)
+def test_colours_that_change_on_the_device_are_learnt_as_if_the_files_had_them(config: ObjectiveConfig) -> None:
+    """Half as bright, from even bytes: the one change of colours that bytes hold without rounding."""
+    grid = Grid(t=2, v=1, h=4, w=6)
+    bright, dark = (colour_batch(config, grid, in_files=in_files) for in_files in (False, True))
+    torch.manual_seed(0)
+    model = build_model(VIDEO_ENCODER, [config], grid, cameras=SURROUND_CAMERAS)
+    assert torch.equal(model(bright, "train").total, model(dark, "train").total)
+    columns = (model(batch, "draw")[config.kind] for batch in (bright, dark))
+    for left, right in zip(*(column.values() for column in columns), strict=True):
+        assert torch.equal(left, right)
+
+
+def colour_batch(config: ObjectiveConfig, grid: Grid, *, in_files: bool) -> Batch:
+    """Clips of half the brightness: in the files, or as a factor that the device applies."""
+    if isinstance(config, CrocoConfig):
+        batch = random_batch(grid=grid, croco=config)
+    else:
+        preparations = build_preparations([config], grid, VIDEO_ENCODER, cameras=SURROUND_CAMERAS)
+        batch = surround_batch(preparations, [surround_sample(grid, seed=seed) for seed in range(2)])
+
+    def darken(name: str, tensor: Tensor) -> Tensor:
+        if tensor.dtype == torch.uint8:
+            return tensor // 2 if in_files else tensor // 2 * 2
+        return tensor * torch.tensor([0.5, 1, 1]) if name.endswith("_colours") and not in_files else tensor
+
+    shared = {name: darken(name, tensor) for name, tensor in batch.shared.items()}
+    prepared = {name: darken(name, tensor) for name, tensor in batch.prepared[config.kind].items()}
+    return Batch(shared, {config.kind: prepared}, batch.clips)
 
 
 def test_drop_path_numbers_are_prepared_where_the_encoder_has_it() -> None:

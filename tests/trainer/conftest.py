@@ -8,6 +8,9 @@ import pytest
 
 from tests.runs import Runner
 from tests.s3_server import OWNER, S3Server, find_weed
+from tests.trainer.packed import loose, packed_folder, packed_s3, recording
+
+__all__ = ["loose", "packed_folder", "packed_s3", "recording"]  # fixtures
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,10 @@ class DataSection(Section):
     """Loader processes on each rank; 0 loads in the training process. Changes speed only."""
     prefetch_batches: int = Field(4, ge=1)
     """Micro-batches each worker keeps ready. Changes speed and memory only."""
+    reads_in_flight: int = Field(2, ge=1, le=64)
+    """Samples that a worker reads at once; more of them hide the latency of a store. Changes speed and memory only."""
+    timeout_s: float = Field(300.0, gt=0)
+    """Seconds to wait for a batch before the run ends with exit 75, as after a store that is dead."""
     max_replaced_share: float = Field(0.01, ge=0, le=1)
     """The run stops when more than this share of its clips had to be replaced because they could not be read."""
 

@@ -142,6 +142,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def data_is_given_up_before_collectives_are(self) -> "RunConfig":
+        """Else a store that is slow on one rank would show as a lost peer on all others."""
+        if self.data.timeout_s >= self.parallel.timeout_s:
+            raise ValueError(
+                f"data.timeout_s is {self.data.timeout_s:g}, not below the parallel.timeout_s of {self.parallel.timeout_s:g} after which "
+                "other ranks take one that waits for its data for lost; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
     def warm_up_ends_before_the_run(self) -> "RunConfig":
         if self.optim.warmup_steps > self.steps:
             raise ValueError(

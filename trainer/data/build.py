@@ -92,6 +92,11 @@ def open_recording(root: Path, version: str | None) -> NuscenesRecording:
     return NuscenesRecording(open_nuscenes_index(NuscenesData(root=root, version=version)))
 
 
+def newest_version(config: ShardsData, dataset: DatasetConfig) -> int:
+    """Of a packed data set; DataError where there is none."""
+    return read_version(open_store(dataset.uri, config.store)).version
+
+
 def _config_of(config: ShardsData, dataset: DatasetConfig) -> ShardsData:
     """What holds for one of the data sets."""
     return config.model_copy(update={"cameras": dataset.cameras}) if dataset.cameras else config

@@ -1,25 +1,32 @@
-"""From (step, slot) to batches: torch's DataLoader over a data set whose index is a place in the run.
+"""From (step, slot) to batches: torch's DataLoader over worker processes, each of which reads samples ahead in threads.
 
-Worker processes read, augment and prepare; because a sample depends on its place alone, their number, the world size
-and a restart change nothing. A clip that cannot be read is replaced by another one, chosen by the same place, and the
-batch says so; `trainer.loop` counts.
+Worker w of W makes the micro-batches w, w + W, w + 2 W, ... of this rank, and the DataLoader takes them in turn; because a
+sample depends on its place alone, the number of workers, how far they read ahead, the world size and a restart change nothing. Batches cross over
+in shared memory. A clip that cannot be read is replaced by another one, chosen by the same place, and the batch says so;
+`trainer.loop` counts.
 
-Left to others: which sample stands at a place (`order.py`), how it is read (the sources), what objectives need of it.
+Left to others: which sample stands at a place (`order.py`), how it is read (the sources), what objectives need of it, threads
+(`read_ahead.py`), processes (`workers.py`).
 """
 
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from models.batch import Batch
 from models.objectives.base import Preparation
 from trainer.data.order import Order, Purpose, Share, random_stream
+from trainer.data.read_ahead import read_ahead
 from trainer.data.source import Sample, Source
-from trainer.errors import ClipError, DataError
+from trainer.data.workers import end_workers, losses_are_retried, start_worker
+from trainer.errors import ClipError, DataError, OdonataError
 
 Place = tuple[int, int]
 """Step and slot."""
@@ -37,7 +44,7 @@ class PlacedSample:
     replaced: tuple[str, ...]
 
 
-class PlacedSamples(Dataset):  # its items are PlacedSample; torch's types would have the loader give those, not batches
+class PlacedSamples:
     """The samples of a run, addressed by their place in it."""
 
     def __init__(self, source: Source, order: Order, preparations: Mapping[str, Preparation]) -> None:
@@ -47,6 +54,7 @@ class PlacedSamples(Dataset):  # its items are PlacedSample; torch's types would
         self.kept = frozenset[str]().union(*(preparation.keeps for preparation in preparations.values()))
 
     def __getitem__(self, place: Place) -> PlacedSample:
+        """Pure and safe in several threads, as sources are."""
         step, slot = place
         index, sample, replaced = self._read(step, slot)
         prepared = {
@@ -75,15 +83,12 @@ class PlacedSamples(Dataset):  # its items are PlacedSample; torch's types would
             index = self.order.replacement(step, slot, attempt + 1)
 
 
-class PlaceSampler(Sampler[list[Place]]):
+class PlaceSampler:
     """The places of one rank's micro-batches from `first_step` up to `last_step`, exclusive."""
 
     def __init__(self, share: Share, first_step: int, last_step: int) -> None:
         self.share = share
         self.steps = range(first_step, last_step)
-
-    def __len__(self) -> int:
-        return len(self.steps) * self.share.micro_steps
 
     def __iter__(self) -> Iterator[list[Place]]:
         for step in self.steps:
@@ -91,24 +96,71 @@ class PlaceSampler(Sampler[list[Place]]):
                 yield [(step, slot) for slot in self.share.slots(micro_step)]
 
 
-def build_loader(
+class BatchStream(IterableDataset[Batch | OdonataError]):
+    """The batches that fall to the process it is iterated in; an error of ours comes as the last item.
+
+    torch would raise it again with a traceback for a message, and a class with arguments of its own not at all.
+    """
+
+    def __init__(self, samples: PlacedSamples, sampler: PlaceSampler, *, reads_in_flight: int, timeout_s: float) -> None:
+        self.samples = samples
+        self.sampler = sampler
+        self.read_ahead = partial(read_ahead, depth=reads_in_flight, timeout_s=timeout_s)
+
+    def __iter__(self) -> Iterator[Batch | OdonataError]:
+        places = (place for batch in self._own_batches() for place in batch)
+        samples = self.read_ahead(self.samples.__getitem__, places)
+        try:
+            for batch in self._own_batches():
+                yield collate(list(islice(samples, len(batch))))
+        except OdonataError as error:
+            yield error
+
+    def _own_batches(self) -> Iterator[list[Place]]:
+        worker = get_worker_info()
+        return islice(self.sampler, worker.id, None, worker.num_workers) if worker else iter(self.sampler)
+
+
+def read_batches(
     samples: PlacedSamples,
     sampler: PlaceSampler,
     *,
     workers: int,
-    prefetch_batches: int,
-    pin_memory: bool,
-) -> DataLoader[Batch]:
-    """Batches in the order of `sampler`; `workers` and `prefetch_batches` change only the speed."""
-    return DataLoader(
-        samples,
-        batch_sampler=sampler,
-        collate_fn=collate,
+    prefetch_batches: int = 1,
+    reads_in_flight: int = 1,
+    timeout_s: float = 300.0,
+    pin_memory: bool = False,
+    cores: Sequence[int] = (),
+) -> Iterator[Batch]:
+    """Batches in the order of `sampler`; nothing else here changes more than speed and memory. Workers begin at once.
+
+    RetryError where a batch does not come in `timeout_s` or a worker is lost; what else a worker raises is raised here.
+    """
+    others = active_children()
+    loader = DataLoader(
+        BatchStream(samples, sampler, reads_in_flight=reads_in_flight, timeout_s=timeout_s),
+        batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch_batches if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        timeout=timeout_s if workers else 0,
+        worker_init_fn=partial(start_worker, cores=cores),
     )
+    arriving = iter(loader)
+    return _receive(arriving, [process for process in active_children() if process not in others], timeout_s)
+
+
+def _receive(
+    arriving: Iterator[Batch | OdonataError], processes: Sequence[BaseProcess], timeout_s: float
+) -> Iterator[Batch]:
+    try:
+        with losses_are_retried(timeout_s):
+            for item in arriving:
+                if isinstance(item, OdonataError):
+                    raise item
+                yield item
+    finally:
+        end_workers(processes)
 
 
 def needed_fields(preparations: Mapping[str, Preparation]) -> frozenset[str]:
@@ -140,11 +192,3 @@ def collate(samples: Sequence[PlacedSample]) -> Batch:
 
 def _stack(arrays: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.stack([fields[name] for fields in arrays])) for name in arrays[0]}
-
-
-def _start_worker(worker: int) -> None:
-    """A preempted pod signals every process: workers must live until the trainer has saved and ends them."""
-    del worker
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)

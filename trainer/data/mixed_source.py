@@ -31,12 +31,12 @@ class MixedSource:
 
     def name(self, index: int) -> str:
         """As Source has it."""
-        part, number = self._find(index)
+        part, number = self.find(index)
         return part.name(number)
 
     def load(self, index: int, rng: np.random.Generator) -> Sample:
         """As Source has it."""
-        part, number = self._find(index)
+        part, number = self.find(index)
         return part.load(number, rng)
 
     def describe(self) -> dict[str, float | int | str]:
@@ -50,7 +50,8 @@ class MixedSource:
     def _ends(self) -> list[int]:
         return list(accumulate(len(part) for part in self.parts))
 
-    def _find(self, index: int) -> tuple[Source, int]:
+    def find(self, index: int) -> tuple[Source, int]:
+        """The part that sample `index` is of, and its number there."""
         place = bisect_right(self._ends, index)
         return self.parts[place], index - (self._ends[place - 1] if place else 0)
 

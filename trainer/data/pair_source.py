@@ -92,6 +92,11 @@ class PairSource:
             "reference_from_target": view.reference_from_target.astype(np.float32),
         }
 
+    def draw_reads(self, index: int, rng: np.random.Generator) -> tuple[list[Int[np.ndarray, " K"]], Int[np.ndarray, " S"]]:
+        """Rows of the images that `load` reads with such a stream, one array a read, and of sweeps, which it reads none; for plans."""
+        target, reference = self.rows_of(self.anchor(index)), self.rows_of(self._draw_candidate(index, rng))
+        return [target[:, 0], reference[:, 0]], np.empty(0, np.int32)
+
     def anchor(self, index: int) -> int:
         """The target clip of a sample as frame * V + camera."""
         return int(self.pairs["anchor"][index])

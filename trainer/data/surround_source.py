@@ -90,6 +90,12 @@ class SurroundSource:
             }
         return sample
 
+    def draw_reads(self, index: int, rng: np.random.Generator) -> tuple[list[Int[np.ndarray, " K"]], Int[np.ndarray, " S"]]:
+        """Rows of the images that `load` reads, one array a read, and of the sweeps; for plans."""
+        del rng  # nothing is drawn here
+        sweeps = self.clips["clip_sweeps"][index] if self.index.has_sweeps else np.empty(0, np.int32)
+        return [self.clips["clip_images"][index].reshape(-1)], sweeps[sweeps != NO_ROW]
+
     def _choose_windows(self, rows: Int[np.ndarray, "T V"], rng: np.random.Generator) -> list[Window]:
         """One for each camera, all mirrored or none."""
         out_size_px = (self.config.clip.width_px, self.config.clip.height_px)

@@ -9,10 +9,9 @@ goes on with the others and ends with the same bytes. Beside the tables, `splits
 import json
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from PIL import Image
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trainer.errors import DataError
+from trainer.pool import worker_processes
 from trainer.synthesis.city import LOCATIONS
 from trainer.synthesis.config import SynthesisConfig
 from trainer.synthesis.maps import build_map, draw_mask
@@ -64,27 +64,15 @@ def synthesize(out: Path, config: SynthesisConfig, *, workers: int | None = None
     missing = [scene for scene in range(config.scenes) if not _state_path(out, scene).exists()]
     with _bar(config.scenes, shown=progress) as bar:
         bar.update(bar.task_ids[0], completed=config.scenes - len(missing))
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with worker_processes(workers) as pool:
             jobs = {pool.submit(_finish_scene, config, scene, out): scene for scene in missing}
-            with _no_orphans():
-                for job in as_completed(jobs):
-                    job.result()
-                    bar.advance(bar.task_ids[0])
-                    log.info("rendered scene %d of %d", jobs[job] + 1, config.scenes)
+            for job in as_completed(jobs):
+                job.result()
+                bar.advance(bar.task_ids[0])
+                log.info("rendered scene %d of %d", jobs[job] + 1, config.scenes)
     tables = _write_tables(out, config)
     images = sum(row["fileformat"] == "jpg" for row in tables["sample_data"])
     return SynthesisReport(out, config.scenes, len(missing), images, len(tables["sample_annotation"]))
-
-
-@contextmanager
-def _no_orphans() -> Iterator[None]:
-    """End the processes of the pool with this one: it would wait for their scenes, or leave them behind."""
-    try:
-        yield
-    except BaseException:
-        for process in active_children():
-            process.terminate()
-        raise
 
 
 def _claim(out: Path, config: SynthesisConfig) -> None:

@@ -1,16 +1,23 @@
 """The loader: the same samples whatever the ranks and workers, and broken clips replaced, not fatal."""
 
-from collections.abc import Mapping
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing import active_children
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from models.batch import Batch
-from trainer.data.loader import PlacedSamples, PlaceSampler, build_loader, check_needs
+from trainer.data.loader import PlacedSamples, PlaceSampler, check_needs, read_batches
 from trainer.data.mixed_source import portions_of
 from trainer.data.order import Order, Portion, Share
 from trainer.data.source import Sample
-from trainer.errors import ClipError, DataError
+from trainer.errors import ClipError, DataError, OdonataError, RetryError
+from trainer.store.base import StoreError
 
 GLOBAL_BATCH = 8
 
@@ -54,9 +61,11 @@ def samples(source: NumberSource | None = None) -> PlacedSamples:
     return PlacedSamples(source, Order(7, portions_of(source), GLOBAL_BATCH), {"draws": DrawPreparation()})
 
 
-def load(share: Share, *, workers: int = 0, first: int = 0, last: int = 3, source: NumberSource | None = None) -> list[Batch]:
+def load(
+    share: Share, *, workers: int = 0, first: int = 0, last: int = 3, source: NumberSource | None = None, **settings: Any
+) -> list[Batch]:
     sampler = PlaceSampler(share, first, last)
-    return list(build_loader(samples(source), sampler, workers=workers, prefetch_batches=2, pin_memory=False))
+    return list(read_batches(samples(source), sampler, workers=workers, prefetch_batches=2, **settings))
 
 
 def as_step(batches: list[Batch]) -> set[tuple[float, ...]]:
@@ -77,13 +86,24 @@ def test_a_step_is_the_same_on_1_2_and_4_ranks_with_and_without_accumulation() -
             assert as_step([batch for rank in ranks for batch in rank]) == alone
 
 
-def test_workers_and_a_late_start_change_nothing() -> None:
-    share = Share(0, 1, GLOBAL_BATCH, 1)
-    from_the_start = load(share, last=4)
-    resumed = load(share, workers=2, first=2, last=4)
-    for expected, found in zip(from_the_start[2:], resumed, strict=True):
-        assert expected.clips == found.clips
-        assert as_step([expected]) == as_step([found])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more of them than cores
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("reads_in_flight", [1, 3])
+@pytest.mark.parametrize("first", [0, 2])
+def test_workers_threads_and_a_late_start_change_nothing(workers: int, reads_in_flight: int, first: int) -> None:
+    share = Share(1, 2, 2, 2)  # the second of two ranks, two micro-steps of two samples
+    expected = load(share, last=5)[2 * first :]
+    found = load(share, workers=workers, reads_in_flight=reads_in_flight, first=first, last=5)
+    assert [batch.clips for batch in found] == [batch.clips for batch in expected]
+    for left, right in zip(found, expected, strict=True):
+        assert left.shared.keys() == right.shared.keys()
+        assert all(torch.equal(left.shared[name], right.shared[name]) for name in right.shared)
+        assert torch.equal(left.prepared["draws"]["mask"], right.prepared["draws"]["mask"])
+
+
+def test_batches_of_workers_come_in_shared_memory() -> None:
+    batches = load(Share(0, 1, GLOBAL_BATCH, 1), workers=1)
+    assert all(tensor.is_shared() for batch in batches for tensor in batch.shared.values())
 
 
 def test_a_broken_clip_is_replaced_by_the_same_other_one_and_named() -> None:
@@ -116,3 +136,75 @@ def test_an_objective_whose_fields_are_not_offered_is_refused() -> None:
     preparation.needs = frozenset({"index", "lidar_points"})
     with pytest.raises(DataError, match=r"missing: \['lidar_points'\]"):
         check_needs({"draws": preparation}, NumberSource(), origin="numbers")
+
+
+class FailingSource(NumberSource):
+    """Reads a few samples, then does what it is told to instead."""
+
+    def __init__(self, harm: Callable[[], object]) -> None:
+        super().__init__()
+        self.harm = harm
+        self.reads = 0
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        self.reads += 1
+        if self.reads > GLOBAL_BATCH:
+            self.harm()
+        return super().load(index, rng)
+
+
+def fail_with(error: Exception) -> Callable[[], object]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [DataError("no such camera"), StoreError("the store is gone"), RetryError("start again")])
+def test_an_error_of_ours_keeps_its_class_and_sentence_from_a_worker(workers: int, error: OdonataError) -> None:
+    with pytest.raises(type(error)) as caught:
+        load(Share(0, 1, GLOBAL_BATCH, 1), workers=workers, source=FailingSource(fail_with(error)))
+    assert type(caught.value) is type(error) and str(caught.value) == str(error)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_defect_of_ours_stays_one(workers: int) -> None:
+    with pytest.raises(ZeroDivisionError):
+        load(Share(0, 1, GLOBAL_BATCH, 1), workers=workers, source=FailingSource(fail_with(ZeroDivisionError("a slip"))))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_that_does_not_answer_is_waited_for_as_long_as_asked_and_no_longer(workers: int) -> None:
+    source, began = FailingSource(lambda: time.sleep(60)), time.monotonic()
+    with pytest.raises(RetryError, match=r"was waited for and did not come in 1 s \(data\.timeout_s\).*raise data\.timeout_s"):
+        load(Share(0, 1, GLOBAL_BATCH, 1), workers=workers, source=source, timeout_s=1.0)
+    assert time.monotonic() - began < 20
+    assert not active_children()
+
+
+def test_a_worker_that_hangs_altogether_is_given_up_and_ended() -> None:
+    source = FailingSource(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    with pytest.raises(RetryError, match=r"a batch was waited for and did not come in 2 s"):
+        load(Share(0, 1, GLOBAL_BATCH, 1), workers=1, source=source, timeout_s=2.0)
+    assert not active_children()
+
+
+def test_a_worker_that_the_kernel_killed_is_a_reason_to_start_again() -> None:
+    source = FailingSource(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RetryError, match=r"a loader process is gone .*killed for memory.*less of data\.workers"):
+        load(Share(0, 1, GLOBAL_BATCH, 1), workers=2, source=source)
+    assert not active_children()
+
+
+class CoreSource(NumberSource):
+    """Tells the cores that the process reading it may use."""
+
+    def load(self, index: int, rng: np.random.Generator) -> Sample:
+        return {"index": np.array(len(os.sched_getaffinity(0))), "draw": np.array(min(os.sched_getaffinity(0)))}
+
+
+def test_a_worker_and_its_threads_run_on_the_core_they_are_given() -> None:
+    core = max(os.sched_getaffinity(0))
+    (batch,) = load(Share(0, 1, GLOBAL_BATCH, 1), last=1, workers=1, source=CoreSource(), cores=(core,))
+    assert (batch.shared["index"] == 1).all() and (batch.shared["draw"] == core).all()

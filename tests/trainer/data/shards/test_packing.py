@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.trainer.data.shards.conftest import packed
+from tests.trainer.packed import packed
 from trainer.config.data import NuscenesData
 from trainer.data.build import build_source
 from trainer.data.shards.layout import KINDS, read_version

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.s3_server import S3Server
-from tests.trainer.data.shards.conftest import packed
+from tests.trainer.packed import packed
 from trainer.config.data import CacheConfig, DatasetConfig, NuscenesData, ShardsData
 from trainer.config.store import StoreConfig
 from trainer.data.build import build_source

@@ -1,4 +1,4 @@
-"""The synthetic city packed once, into a folder and into S3."""
+"""The synthetic city packed once, into a folder and into S3: fixtures that `tests/trainer/conftest.py` hands out."""
 
 from pathlib import Path
 
