@@ -55,13 +55,13 @@ class Finished:
 
 
 class Runner:
-    """Starts variants of one small run, each in a folder of its own."""
+    """Starts variants of one small run, each in a folder of its own; `data` says where theirs is."""
 
-    def __init__(self, folder: Path, dataroot: Path) -> None:
+    def __init__(self, folder: Path, *data: str, config: str = SMALL_RUN) -> None:
         self.folder = folder
         self.config = folder / "run.yaml"
-        self.config.write_text(SMALL_RUN)
-        self.dataroot = dataroot
+        self.config.write_text(config)
+        self.data = data
         self._finished: dict[str, Finished] = {}
 
     def once(self, name: str, *, engine: str | None = None, processes: int = 1) -> Finished:
@@ -75,7 +75,7 @@ class Runner:
     ) -> subprocess.Popen[str]:
         """Start run `name`: alone, or `processes` ranks under accelerate's config file `engine`."""
         train = ["odonata", "train", str(self.config), *options]
-        train += [f"data.root={self.dataroot}", f"run.uri={self.folder / name}", *overrides]
+        train += [*self.data, f"run.uri={self.folder / name}", *overrides]
         launcher = [sys.executable, "-m"]
         if engine:
             launcher += ["accelerate.commands.launch", "--config_file", str(ACCELERATE / f"{engine}.yaml")]

@@ -120,12 +120,7 @@ class Mim4dObjective(Objective):
         return Losses(total, {"loss": total.detach(), **parts})
 
     def evaluate(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
-        """Errors of both branches; of what another clip's instants would rebuild; of volumes that the nearest other instant lends.
-
-        Another clip tells what the decoder knows of streets in general. A lent volume is taken as it is, and moved to the target's pose.
-
-        Depth errors are means over the LiDAR rays of the batch, in metres.
-        """
+        """Errors of both branches in colours, and where there is LiDAR in depths, beside what costs nothing."""
         (clips,) = encode(encoder, self.clips(batch))
         volumes = self.build_volumes(clips, batch)
         branches = self.render_branches(volumes, batch)
@@ -135,7 +130,21 @@ class Mim4dObjective(Objective):
             depth_m = _per_sample(branch.depth_error_m, branch.has_depth)
             rgb = _per_sample(branch.rgb_error.abs().mean(-1), branch.hit)
             loss = loss + self.config.rgb_weight * rgb + self.config.depth_weight * self.voxels.scale * depth_m
-            figures |= {f"{name}_depth_m": depth_m, f"{name}_rgb": rgb, f"{name}_psnr": self._psnr(branch)}
+            figures |= {f"{name}_rgb": rgb, f"{name}_psnr": self._psnr(branch)}
+        if self.config.depth_supervision:
+            figures |= self._depth_errors(volumes, branches, batch)
+        return {"loss": loss, **figures}
+
+    def _depth_errors(
+        self, volumes: Float[Tensor, "B I E Z Y X"], branches: dict[str, Branch], batch: Batch
+    ) -> dict[str, Float[Tensor, " B"]]:
+        """Of both branches; of what another clip's instants would rebuild; of volumes that the nearest other instant lends.
+
+        Another clip tells what the decoder knows of streets in general. A lent volume is taken as it is, and moved to the target's pose.
+
+        Means over the LiDAR rays of the batch, in metres.
+        """
+        rendered = dict(branches)
         if self.instants.rebuilt:
             targets = slice(0, self.instants.rebuilt)
             others = {
@@ -143,14 +152,11 @@ class Mim4dObjective(Objective):
                 "nearest_frame": self._nearest_volumes(volumes, batch, is_moved=False),
                 "nearest_frame_moved": self._nearest_volumes(volumes, batch, is_moved=True),
             }
-            for name, other in others.items():
-                branch = self.render(other, batch, targets)
-                figures[f"{name}_depth_m"] = _per_sample(branch.depth_error_m, branch.has_depth)
+            rendered |= {name: self.render(other, batch, targets) for name, other in others.items()}
+        errors = {f"{name}_depth_m": _per_sample(branch.depth_error_m, branch.has_depth) for name, branch in rendered.items()}
         first = next(iter(branches.values()))
-        figures["constant_depth_m"] = _per_sample(
-            (first.depth_m - _median(first.depth_m, first.has_depth)).abs(), first.has_depth
-        )
-        return {"loss": loss, **figures}
+        constant_m = _per_sample((first.depth_m - _median(first.depth_m, first.has_depth)).abs(), first.has_depth)
+        return {**errors, "constant_depth_m": constant_m}
 
     def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
         """The first target of each clip: its images and LiDAR, what the branches render of whole images, the learned flow.

@@ -26,7 +26,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def runner(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    return Runner(tmp_path_factory.mktemp("runs"), city)
+    return Runner(tmp_path_factory.mktemp("runs"), f"data.root={city}")
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.runs import ROOT, SMALL_RUN, Runner, kill_tree
 from tests.s3_server import S3Server
 from tests.trainer.checkpoint.toy import Trainer, save_now
 from trainer.checkpoint.catalog import find_saves
 from trainer.checkpoint.manager import CheckpointManager, find_one, read_tensors
+from trainer.config.data import NuscenesData
 from trainer.config.training import CheckpointConfig
+from trainer.data.build import open_nuscenes_index
+from trainer.data.shards.packing import pack
+from trainer.data.shards.recording import NuscenesRecording
 from trainer.store.base import Store
 from trainer.store.open import open_store
 
@@ -39,24 +44,39 @@ def read_lines(store: Store, key: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in store.get(key).splitlines()]
 
 
-def test_a_run_on_s3_has_one_writer_survives_its_kill_and_equals_an_unbroken_one(
-    runner: Runner, s3_server: S3Server, reach: tuple[str, ...]
+@pytest.fixture
+def packed_runner(city: Path, s3_server: S3Server, s3_owner: None, tmp_path: Path) -> Runner:
+    """The small run, reading the city from shards in S3."""
+    uri = f"s3://{s3_server.bucket}/packed-city"
+    pack(NuscenesRecording(open_nuscenes_index(NuscenesData(root=city))), uri, s3_server.config(), workers=1)
+    data = {
+        "kind": "shards",
+        "datasets": [{"uri": uri}],
+        "store": {"endpoint_url": s3_server.endpoint_url, "region": "us-east-1"},
+    }
+    run = yaml.safe_load(SMALL_RUN)
+    kept = {name: value for name, value in run["data"].items() if name not in ("kind", "root")}
+    return Runner(tmp_path, config=yaml.safe_dump({**run, "data": {**kept, **data, "workers": 1, "reads_in_flight": 3}}))
+
+
+def test_a_run_all_on_s3_has_one_writer_survives_its_kill_and_equals_an_unbroken_one_on_disk(
+    runner: Runner, packed_runner: Runner, s3_server: S3Server, reach: tuple[str, ...]
 ) -> None:
     unbroken = runner.run("s3-unbroken", *SHORT)
     uri = f"s3://{s3_server.bucket}/killed"
     store = open_store(uri, s3_server.config())
     run = (*SHORT, *reach, f"run.uri={uri}")
 
-    first = runner.start("s3-first", *run, "checkpoint.every_steps=2")
+    first = packed_runner.start("s3-first", *run, "checkpoint.every_steps=2")
     wait_until(lambda: bool(find_saves(store)[0]))
     first.send_signal(signal.SIGSTOP)  # it holds the run and does not end
-    second = runner.finish("s3-second", runner.start("s3-second", *run))
+    second = packed_runner.finish("s3-second", packed_runner.start("s3-second", *run))
     assert second.returncode == 3, second.output
     assert f"process {first.pid}" in second.output
     kill_tree(first.pid)
     first.communicate()
 
-    resumed = runner.run("s3-resumed", *run)
+    resumed = packed_runner.run("s3-resumed", *run)
     assert "resuming" in resumed.output
     steps = read_lines(store, "steps.jsonl")
     assert [(step["step"], step["loss"]) for step in steps] == [(step["step"], step["loss"]) for step in unbroken.steps]

@@ -109,8 +109,9 @@ def _build_drives_source(
     scenes = find_scenes(index, split, name)
     parts: list[Source] = []
     if needs & (CAMERA_FIELDS | LIDAR_FIELDS):
-        clips = _open_surround_clips(index, config, scenes, split=name, needs_lidar=bool(needs & LIDAR_FIELDS))
-        parts.append(SurroundSource(index, clips, config, augmentation))
+        needs_lidar = bool(needs & LIDAR_FIELDS)
+        clips = _open_surround_clips(index, config, scenes, split=name, needs_lidar=needs_lidar)
+        parts.append(SurroundSource(index, clips, config, augmentation, has_lidar=needs_lidar))
     if needs & PAIR_FIELDS or not parts:
         parts.append(PairSource(index, _open_pairs(index, config, scenes, split=name), config, augmentation))
     return parts[0] if len(parts) == 1 else JointSource(tuple(parts))

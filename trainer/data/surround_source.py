@@ -40,11 +40,13 @@ class SurroundSource:
     clips: Columns
     config: DrivesData
     augment: AugmentConfig | None
+    has_lidar: bool
+    """Whether sweeps are read: they weigh as much as the images."""
 
     @property
     def offers(self) -> frozenset[str]:
-        """As Source has it; LiDAR where there is any."""
-        return CAMERA_FIELDS | LIDAR_FIELDS if self.index.has_sweeps else CAMERA_FIELDS
+        """As Source has it."""
+        return CAMERA_FIELDS | LIDAR_FIELDS if self.has_lidar else CAMERA_FIELDS
 
     def __len__(self) -> int:
         return len(self.clips["clip_images"])
@@ -65,7 +67,7 @@ class SurroundSource:
         clip = self.config.clip
         try:
             read = read_clip(self.index, rows, (clip.width_px, clip.height_px), windows=windows)
-            points = self._read_sweeps(self.clips["clip_sweeps"][index], clip=read.name)
+            points = self._read_sweeps(self.clips["clip_sweeps"][index], clip=read.name) if self.has_lidar else []
         except ClipError as error:
             raise ClipError(self.name(index), error.reason) from error
         # of each frame, as the car stood when its first camera fired
@@ -78,7 +80,7 @@ class SurroundSource:
             "first_from_ego": (np.linalg.inv(world_from_ego[0]) @ world_from_ego).astype(np.float32),
             "elapsed_s": ((read.timestamp_us[:, 0] - read.timestamp_us[0, 0]) / 1e6).astype(np.float32),
         }
-        if self.index.has_sweeps:
+        if self.has_lidar:
             world_from_lidar, is_there = self._world_from_lidar(index)
             ego_from_lidar = np.linalg.inv(world_from_ego) @ world_from_lidar
             pix_from_lidar = pix_from_world @ world_from_lidar[:, None]
@@ -93,7 +95,7 @@ class SurroundSource:
     def draw_reads(self, index: int, rng: np.random.Generator) -> tuple[list[Int[np.ndarray, " K"]], Int[np.ndarray, " S"]]:
         """Rows of the images that `load` reads, one array a read, and of the sweeps; for plans."""
         del rng  # nothing is drawn here
-        sweeps = self.clips["clip_sweeps"][index] if self.index.has_sweeps else np.empty(0, np.int32)
+        sweeps = self.clips["clip_sweeps"][index] if self.has_lidar else np.empty(0, np.int32)
         return [self.clips["clip_images"][index].reshape(-1)], sweeps[sweeps != NO_ROW]
 
     def _choose_windows(self, rows: Int[np.ndarray, "T V"], rng: np.random.Generator) -> list[Window]:

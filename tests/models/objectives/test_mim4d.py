@@ -248,8 +248,11 @@ def test_holes_in_the_data_leave_loss_gradients_and_figures_finite(change: Any) 
 def test_rays_without_lidar_teach_colours_alone() -> None:
     config = config_of(depth_supervision=False)
     assert preparation_of(config).needs == {"images", "images_colours", "pix_from_ego", "first_from_ego", "elapsed_s"}
-    parts = model_of(config)(batch_of(config), "train").parts
+    model = model_of(config)
+    parts = model(batch_of(config), "train").parts
     assert parts["mim4d/rebuilt_depth_m"] == 0 and parts["mim4d/rebuilt_rgb"] > 0
+    figures = model.eval()(batch_of(config), "evaluate")
+    assert "mim4d/rebuilt_psnr" in figures and not any("depth" in name for name in figures), "no truth, no figure"
 
 
 def test_preparing_is_a_function_of_its_stream_and_survives_pickling() -> None:
