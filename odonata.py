@@ -117,7 +117,7 @@ def synthesize(
 
 
 @app.command(
-    epilog="Examples: `odonata pack /data/nuscenes s3://bucket/nuscenes --store endpoint_url=http://127.0.0.1:8333` packs or adds; "
+    epilog="Example: `odonata pack /data/nuscenes s3://bucket/nuscenes --store endpoint_url=http://127.0.0.1:8333` packs or adds; "
     "`odonata pack --verify s3://bucket/nuscenes` reads every byte again"
 )
 def pack(

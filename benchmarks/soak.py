@@ -29,7 +29,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -276,22 +276,28 @@ def prepare_data(folder: Path, server: S3Server) -> tuple[NuscenesData, ShardsDa
 
 
 def run(soak: Soak, reference: Reference) -> None:
-    """Read and compare while faults come down; a reader that has ended is followed by another one."""
+    """Read and compare while faults come down, from the first step on; a reader that has ended is followed by another one."""
+    reader = soak.start_reader()
     with ThreadPoolExecutor(1) as threads:
-        striking = threads.submit(strike_until_the_end, soak)
         try:
+            reader.wait()
+            soak.began = time.monotonic()
+            striking = threads.submit(strike_until_the_end, soak)
+            follow(soak, reader, reference, until=striking.done)
             while not striking.done():
-                follow(soak, soak.start_reader(), reference)
+                reader = soak.start_reader()
+                follow(soak, reader, reference, until=striking.done)
         finally:
             soak.seconds = min(soak.seconds, soak.second)
-        striking.result()
+            reader.close()
+    striking.result()
 
 
-def follow(soak: Soak, reader: Reader, reference: Reference) -> None:
+def follow(soak: Soak, reader: Reader, reference: Reference, *, until: Callable[[], bool]) -> None:
     """Take what `reader` delivers until it ends, or everything does."""
     is_first = True
-    try:
-        while not soak.is_over:
+    with suppress(EOFError):
+        while not until():
             arrived = reader.receive(timeout_s=0.2)
             if isinstance(arrived, str):
                 soak.report.say(f"{soak.second:7.1f} s  step {soak.ledger.steps:5}  the reader gave up: {arrived}")
@@ -301,10 +307,7 @@ def follow(soak: Soak, reader: Reader, reference: Reference) -> None:
                 soak.ledger.take(arrived, reference.see(soak.ledger.steps))
                 is_first = False
             soak.look_at_memory(reader)
-    except EOFError:
-        return
-    finally:
-        reader.close()
+    reader.close()
 
 
 def finish(soak: Soak) -> None:

@@ -8,13 +8,13 @@ covers all fields.
 import hashlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ import psutil
 
 from benchmarks.memory import held_bytes
 from models.batch import Batch
+from tests.runs import ROOT
 from trainer.config.data import DrivesData, NuscenesData, ShardsData
 from trainer.data.build import build_source
 from trainer.data.loader import PlacedSamples, PlaceSampler, read_batches
@@ -58,20 +59,34 @@ class Reader:
     """A process that reads from one step on, until it is killed."""
 
     def __init__(self, data: ShardsData, seed: int, first_step: int) -> None:
-        context = get_context("spawn")
         self._began = time.monotonic()
-        self._inbox, outbox = context.Pipe(duplex=False)
-        self._process = context.Process(target=read_steps, args=(data, seed, first_step, outbox))
-        self._process.start()
+        self._inbox, outbox = Pipe(duplex=False)
+        # Not through multiprocessing, whose children start their own, here the loader's, in another way than a run does.
+        command = [sys.executable, "-c", "from benchmarks.soak_reader import main; main()"]
+        self._process = subprocess.Popen(
+            [*command, str(outbox.fileno()), data.model_dump_json(), str(seed), str(first_step)],
+            cwd=ROOT,
+            pass_fds=[outbox.fileno()],
+            start_new_session=True,
+        )
         outbox.close()  # so that the end of the process is the end of the pipe
 
     @property
     def age_s(self) -> float:
         return time.monotonic() - self._began
 
+    def wait(self) -> None:
+        """Return when there is something to receive, or the process has ended."""
+        self._inbox.poll(None)
+
     def receive(self, timeout_s: float) -> Arrived | str | None:
         """The next step, or why there will be none, or none yet; EOFError where the process has ended."""
-        return self._inbox.recv() if self._inbox.poll(timeout_s) else None
+        if not self._inbox.poll(timeout_s):
+            return None
+        try:
+            return self._inbox.recv()
+        except OSError as error:  # killed in the middle of a word
+            raise EOFError from error
 
     def measure_memory(self) -> int:
         """Bytes that it and its workers hold."""
@@ -82,20 +97,24 @@ class Reader:
 
     def kill(self) -> None:
         """kill -9 for it and its workers at once."""
-        with suppress(ProcessLookupError):  # before it has come up it has no group of its own
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
 
     def close(self) -> None:
         """End it, if it has not ended."""
         self.kill()
-        self._process.join()
+        self._process.wait()
         self._inbox.close()
 
 
+def main() -> None:
+    """What the reading process does."""
+    outbox, data, seed, first_step = sys.argv[1:]
+    read_steps(ShardsData.model_validate_json(data), int(seed), int(first_step), Connection(int(outbox), readable=False))
+
+
 def read_steps(data: ShardsData, seed: int, first_step: int, outbox: Connection) -> None:
-    """What the reading process does: a step, a pause in place of training, the next step."""
-    os.setsid()
+    """A step, a pause in place of training, the next step."""
     try:
         batches = iterate_batches(data, seed, first_step)
         while True:

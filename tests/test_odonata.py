@@ -17,7 +17,7 @@ def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "odonata", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("config",), ("synthesize",)])
+@pytest.mark.parametrize("command", [(), ("train",), ("config",), ("synthesize",), ("pack",), ("plan",)])
 def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None:
     done = odonata(*command, "--help")
     assert done.returncode == 0
@@ -31,6 +31,11 @@ def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None
         (("config",), "needs a run config"),
         (("config", TINY, "optim.lrr=1"), "did you mean lr?"),
         (("train", TINY, "--resume", "perhaps"), "neither auto nor never"),
+        (("pack", "nowhere"), "has no place to pack it into"),
+        (("pack", "nowhere", "packed"), "is not a folder"),
+        (("pack", "--verify", "nowhere"), "has no version"),
+        (("pack", "--verify", "--version", "v1.0", "nowhere"), "whose versions are numbers"),
+        (("pack", "--verify", "s3://"), "names no bucket"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(arguments: tuple[str, ...], sentence: str) -> None:

@@ -150,9 +150,7 @@ def read_batches(
     return _receive(arriving, [process for process in active_children() if process not in others], timeout_s)
 
 
-def _receive(
-    arriving: Iterator[Batch | OdonataError], processes: Sequence[BaseProcess], timeout_s: float
-) -> Iterator[Batch]:
+def _receive(arriving: Iterator[Batch | OdonataError], processes: Sequence[BaseProcess], timeout_s: float) -> Iterator[Batch]:
     try:
         with losses_are_retried(timeout_s):
             for item in arriving:

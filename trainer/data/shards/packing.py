@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.config.store import StoreConfig
+from trainer.data.shards.checking import check_drive
 from trainer.data.shards.layout import (
     DRIVE_FILE,
     KINDS,
@@ -41,7 +42,7 @@ from trainer.data.shards.recording import Captures, Drive, Images, Recording
 from trainer.data.shards.tables import read_table, write_table
 from trainer.errors import DataError
 from trainer.pool import worker_processes
-from trainer.store.base import ObjectInfo, Store
+from trainer.store.base import ObjectInfo, Store, check_exclusive
 from trainer.store.open import open_store
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -89,6 +90,7 @@ def pack(
     that is there; what was packed by then is kept for the next call.
     """
     store = open_store(uri, store_config)
+    check_exclusive(store)
     previous = read_version(store) if list_versions(store) else None
     new = find_new_drives(recording, store, previous)
     known = len(recording.drives()) - len(new)
@@ -185,6 +187,8 @@ def pack_group(recording: Recording, group: Group, uri: str, store_config: Store
     """Write the shards of a group, its rows, and then that it is done."""
     store = open_store(uri, store_config)
     drives = [recording.read_drive(drive) for drive in group.drives]
+    for drive in drives:
+        check_drive(drive)
     placed: dict[str, Placed] = {}
     shards = [stored for kind in KINDS if (stored := write_shard(recording, drives, store, group.shard(kind), kind, placed))]
     for name, table in tabulate(drives, placed).items():

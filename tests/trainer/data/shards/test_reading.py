@@ -21,7 +21,8 @@ from trainer.data.pair_source import PAIR_FIELDS
 from trainer.data.shards.reading import ShardFiles, Span, join_spans
 from trainer.data.source import Source
 from trainer.data.surround_source import CAMERA_FIELDS, LIDAR_FIELDS, SurroundSource
-from trainer.errors import ClipError, DataError
+from trainer.errors import ClipError, ConfigError, DataError
+from trainer.store import s3
 from trainer.store.base import StoreError
 
 ALL = PAIR_FIELDS | CAMERA_FIELDS | LIDAR_FIELDS
@@ -206,6 +207,23 @@ def test_a_store_that_is_gone_ends_the_run_and_is_no_bad_clip(
     with pytest.raises(StoreError) as caught:
         lost.read_images(source.clips["clip_images"][0].reshape(-1), clip="x")
     assert caught.value.exit_code == 75 and not isinstance(caught.value, ClipError)
+
+
+def test_wrong_credentials_are_told_and_not_tried_again(
+    loose: NuscenesData, packed_s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "somebody else's")
+    s3._client.cache_clear()
+    with pytest.raises(ConfigError, match=r"credentials|denied|signature"):
+        source_of(packed(packed_s3, loose, s3_server.config()))
+    with pytest.raises(ConfigError, match="no-such-bucket"):
+        source_of(packed("s3://no-such-bucket/city", loose, s3_server.config()))
+
+
+def test_scenes_shorter_than_a_clip_give_none_and_that_is_told(loose: NuscenesData, packed_folder: Path) -> None:
+    clip = loose.clip.model_copy(update={"frames": 64})
+    with pytest.raises(DataError, match=r"no scene has 64 frames .* apart"):
+        source_of(packed(packed_folder, loose, clip=clip), SURROUND)
 
 
 def test_a_cached_range_is_not_fetched_again_even_after_a_restart(loose: NuscenesData, own_copy: Path, tmp_path: Path) -> None:
