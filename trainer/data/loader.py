@@ -1,9 +1,9 @@
 """From (step, slot) to batches: torch's DataLoader over worker processes, each of which reads samples ahead in threads.
 
 Worker w of W makes the micro-batches w, w + W, w + 2 W, ... of this rank, and the DataLoader takes them in turn; because a
-sample depends on its place alone, the number of workers, how far they read ahead, the world size and a restart change nothing. Batches cross over
-in shared memory. A clip that cannot be read is replaced by another one, chosen by the same place, and the batch says so;
-`trainer.loop` counts.
+sample depends on its place alone, the number of workers, how far they read ahead, the world size and a restart change
+nothing. Batches cross over in shared memory. A clip that cannot be read is replaced by another one, chosen by the same place,
+and the batch says so; `trainer.loop` counts.
 
 Left to others: which sample stands at a place (`order.py`), how it is read (the sources), what objectives need of it, threads
 (`read_ahead.py`), processes (`workers.py`).

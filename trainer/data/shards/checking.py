@@ -21,6 +21,8 @@ def check_drive(drive: Drive) -> None:
     """DataError with the first fault of `drive`; a log line for each clock that is off."""
     if not drive.name or "/" in drive.name:
         raise DataError(f"a drive was to be packed and is called {drive.name!r}; give it a name without /")
+    if not len(drive.images):
+        raise DataError(f"drive {drive.name} was to be packed and has no image; leave it out of the recording's drives")
     for captures in (drive.images, drive.sweeps):
         for fault in _find_faults(captures):
             raise DataError(f"drive {drive.name} was to be packed and {fault}; correct that in its recording")

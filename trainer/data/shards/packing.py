@@ -99,7 +99,8 @@ def pack(
             raise DataError(f"{recording.name} was to be packed and has no drive; give logs that have some")
         return PackReport(store.uri, previous.version, 0, known, 0, 0, 0)
     number = previous.version + 1 if previous else 1
-    name = f"{number:06d}-{hashlib.sha256(repr((recording.name, new, drives_per_shard)).encode()).hexdigest()[:8]}"
+    # The same for a packing that is started again, after a kill or because another one has taken its number meanwhile.
+    name = hashlib.sha256(repr((recording.name, new, drives_per_shard)).encode()).hexdigest()[:12]
     firsts = range(0, len(new), drives_per_shard)
     groups = [Group(name, place, tuple(new[first : first + drives_per_shard])) for place, first in enumerate(firsts)]
     advance(0, len(new))

@@ -19,12 +19,14 @@ from PIL import Image
 from tests.trainer.packed import packed
 from trainer.config.data import NuscenesData
 from trainer.data.build import build_source
-from trainer.data.shards.layout import KINDS, read_version
+from trainer.data.shards import packing
+from trainer.data.shards.layout import KINDS, Version, commit_version, read_version
 from trainer.data.shards.packing import Group, find_new_drives, pack, pack_group
 from trainer.data.shards.recording import NO_SWEEPS, Drive, Images, NuscenesRecording
 from trainer.data.shards.verifying import raise_if_damaged, verify
 from trainer.data.surround_source import CAMERA_FIELDS, LIDAR_FIELDS
 from trainer.errors import DataError
+from trainer.store.base import Store
 from trainer.store.local import LocalStore
 
 
@@ -132,6 +134,30 @@ def test_a_data_set_grows_by_versions_and_nothing_is_written_twice(
     assert newest is not None and oldest is not None
     assert len(newest) > len(oldest)
     assert [newest.name(number) for number in range(len(oldest))] == [oldest.name(number) for number in range(len(oldest))]
+
+
+def test_two_packings_at_once_make_two_versions_and_pack_nothing_twice(
+    recording: NuscenesRecording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = recording.drives()
+    uri, packed_shards = str(tmp_path), []
+
+    def commit_late(store: Store, version: Version) -> None:
+        monkeypatch.undo()
+        packed_shards.extend(tmp_path.glob("shards/*"))
+        pack(Some(recording, (first,), "other"), uri, workers=1)  # the other one is faster
+        commit_version(store, version)
+
+    monkeypatch.setattr(packing, "commit_version", commit_late)
+    slow = Some(recording, (second,), "slow")
+    with pytest.raises(DataError, match="start the same command again"):
+        pack(slow, uri, workers=1)
+    times = {path: path.stat().st_mtime_ns for path in packed_shards}
+    assert pack(slow, uri, workers=1).version == 2
+    assert times and {path: path.stat().st_mtime_ns for path in times} == times
+    store = LocalStore(tmp_path)
+    assert [pack.source for pack in read_version(store).packs] == ["other", "slow"]
+    assert verify(store, read_version(store)) == []
 
 
 def test_another_drive_of_a_known_name_is_refused(recording: NuscenesRecording, packed_folder: Path) -> None:
