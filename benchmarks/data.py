@@ -22,8 +22,9 @@ Odonata's environment, since it wants older versions than Odonata has; where it 
 
 JSON keys: shards_over_pil, shards_over_opencv, shards_over_streaming, over_decode_ceiling (shards), s3_over_local, bytes_over_useful
 (the default clip), bytes_over_useful_max (the worst clip of any stride, camera subset or LiDAR), readers -> {images_per_s, clips_per_s,
-images_per_cpu_s (worker and the process that takes the batches), first_batch_s, worker_bytes (what a worker holds that nobody else
-does)}, ceiling, bytes -> {over_useful, worst, requests} of each kind of clip, differences (mean grey levels from PIL's pixels).
+images_per_cpu_s (of the worker and the process that takes the batches), first_batch_s, worker_bytes (what a worker holds that nobody else
+does)}, of_cpu_seconds (the same ratios of images_per_cpu_s, which neighbours on the machine disturb less), bytes -> {over_useful,
+worst, requests} of each kind of clip, differences (mean grey levels from PIL's pixels).
 """
 
 import importlib.util
@@ -37,11 +38,13 @@ from dataclasses import dataclass
 from itertools import combinations
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import psutil
+import torch
 from jaxtyping import Int
+from torch import Tensor
 
 from benchmarks.readers import (
     BATCH_CLIPS,
@@ -64,7 +67,7 @@ from benchmarks.readers import (
 from benchmarks.report import RESULTS, Report, build_parser
 from benchmarks.training import odonata
 from tests.s3_server import OWNER, S3Server, find_weed
-from trainer.config.data import SURROUND_CAMERAS, ClipConfig, DatasetConfig, DrivesData, NuscenesData, ShardsData
+from trainer.config.data import SURROUND_CAMERAS, ClipConfig, DatasetConfig, NuscenesData, ShardsData
 from trainer.config.store import StoreConfig
 from trainer.data.build import build_source, open_dataset_index, open_nuscenes_index
 from trainer.data.frames import NO_ROW, find_clips, find_frames
@@ -76,6 +79,8 @@ from trainer.data.shards.recording import NuscenesRecording
 from trainer.data.surround_clips import find_sweeps
 from trainer.data.surround_source import SurroundSource
 from trainer.data.workers import choose_cores
+
+Figures = dict[str, float]
 
 _IMAGES_OF_CLIP = FRAMES * len(SURROUND_CAMERAS)
 _AHEAD_BATCHES = 2
@@ -168,7 +173,7 @@ def prepare(dataroot: Path, folder: Path, server: S3Server | None, *, clips: int
     else:
         missing.append(_WEED)
     index = open_dataset_index(packed, packed.datasets[0])
-    passes = -(-clips // len(chosen))
+    passes = max(1, round(clips / len(chosen)))
     return Bench(files, index, readers, passes * len(chosen), cores, missing)
 
 
@@ -214,30 +219,22 @@ def measure(report: Report, bench: Bench, *, turns: int) -> None:
     """Everybody once a turn, then medians, ratios of one run, what is fetched for a clip, and the picture."""
     for sentence in bench.missing:
         report.say(sentence)
-    report.say(f"{len(bench.clips)} clips of {_IMAGES_OF_CLIP} images; a turn reads {bench.clips_per_turn}; core {bench.cores or 'any'}")
-    taken = [take_turns(report, bench, turn) for turn in range(turns + 1)][1:]
-    readers = {name: summarise([turn.of_readers[name] for turn in taken]) for name in bench.readers}
-    ceilings = [turn.ceiling for turn in taken]
-    images_per_s = {name: figures["images_per_s"] for name, figures in readers.items()}
+    where = f"core {bench.cores[0]}" if bench.cores else "any core"
+    report.say(f"{len(bench.clips)} clips of {_IMAGES_OF_CLIP} images; a turn reads {bench.clips_per_turn} on {where}")
+    taken = [take_turn(report, bench, turn) for turn in range(turns + 1)][1:]
+    figures = {name: summarise([turn[name] for turn in taken]) for name in taken[0]}
     fetched = measure_bytes(bench.packed)
-    for name, figures in readers.items():
-        report.say(f"{name:>17}: " + "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-    report.say(f"{'ceiling':>17}: images_per_s {statistics.median(ceilings):.4g}")
-    for name, of_kind in fetched.items():
-        report.say(f"{name:>17}: " + "  ".join(f"{key} {value:.3f}" for key, value in of_kind.items()))
+    for name, of_name in (*figures.items(), *fetched.items()):
+        report.say(f"{name:>18}: " + "  ".join(f"{key} {value:.4g}" for key, value in of_name.items()))
     if report.save:
-        plot({name: [turn.of_readers[name].images_per_s for turn in taken] for name in bench.readers}, ceilings)
+        plot({name: [turn[name]["images_per_s"] for turn in taken] for name in figures})
     report.finish(
         {
-            "shards_over_pil": divide(images_per_s, "shards", "pil"),
-            "shards_over_opencv": divide(images_per_s, "shards", "opencv"),
-            "shards_over_streaming": divide(images_per_s, "shards", "streaming"),
-            "over_decode_ceiling": images_per_s["shards"] / statistics.median(ceilings),
-            "s3_over_local": divide(images_per_s, "s3", "shards"),
+            **compare(figures, "images_per_s"),
             "bytes_over_useful": fetched["clip"]["over_useful"],
             "bytes_over_useful_max": max(of_kind["worst"] for of_kind in fetched.values()),
-            "readers": readers,
-            "ceiling": {"images_per_s": statistics.median(ceilings)},
+            "of_cpu_seconds": compare(figures, "images_per_cpu_s"),
+            "readers": figures,
             "bytes": fetched,
             "differences": measure_differences(bench.clips[0]),
             "clips": len(bench.clips),
@@ -248,71 +245,78 @@ def measure(report: Report, bench: Bench, *, turns: int) -> None:
     )
 
 
-@dataclass(frozen=True)
-class ReaderTurn:
-    """What one reader did in one turn."""
-
-    first_batch_s: float
-    seconds: float
-    """From the first batch to the last."""
-    cpu_seconds: float
-    images: int
-    worker_bytes: int
-
-    @property
-    def images_per_s(self) -> float:
-        return self.images / self.seconds
-
-
-class Turn(NamedTuple):
-    """What all did in one turn."""
-
-    of_readers: Mapping[str, ReaderTurn]
-    ceiling: float
-    """Images a second."""
-
-
-def take_turns(report: Report, bench: Bench, turn: int) -> Turn:
-    """Every reader once, and the decoder alone."""
+def take_turn(report: Report, bench: Bench, turn: int) -> dict[str, Figures]:
+    """Every reader once, and the decoder alone on the core that the workers had."""
     batches = bench.clips_per_turn // BATCH_CLIPS
-    of_readers = {name: read_once(reader, batches) for name, reader in bench.readers.items()}
+    taken = {name: read_once(reader, batches) for name, reader in bench.readers.items()}
     with on_cores(bench.cores):
-        ceiling = decode_once(bench.clips, passes=bench.clips_per_turn // len(bench.clips))
-    rates = "  ".join(f"{name} {of_reader.images_per_s:.0f}" for name, of_reader in of_readers.items())
-    report.say(f"turn {turn}{' (not counted)' if not turn else ''}, images/s: {rates}  ceiling {ceiling:.0f}")
-    return Turn(of_readers, ceiling)
+        taken["ceiling"] = decode_once(bench.clips, passes=bench.clips_per_turn // len(bench.clips))
+    rates = "  ".join(f"{name} {figures['images_per_s']:.0f}" for name, figures in taken.items())
+    report.say(f"turn {turn}{' (not counted)' if not turn else ''}, images/s: {rates}")
+    return taken
 
 
-def read_once(reader: Reader, batches: int) -> ReaderTurn:
+def read_once(reader: Reader, batches: int) -> Figures:
     """New workers, a first batch, and then `batches` against the clock."""
     began = time.perf_counter()
     arriving = reader(1 + batches + _AHEAD_BATCHES)
     check_batch(next(arriving))
-    first = time.perf_counter()
-    processes = [psutil.Process(), *(psutil.Process(child.pid) for child in active_children())]
-    cpu_seconds = sum_cpu_seconds(processes)
-    for _ in range(batches):
-        next(arriving)
-    ended, cpu_seconds = time.perf_counter(), sum_cpu_seconds(processes) - cpu_seconds
-    worker_bytes = sum(process.memory_full_info().uss for process in processes[1:])
-    arriving.close()  # type: ignore[attr-defined]
-    return ReaderTurn(first - began, ended - first, cpu_seconds, batches * BATCH_CLIPS * _IMAGES_OF_CLIP, worker_bytes)
+    first_batch_s = time.perf_counter() - began
+    workers = [psutil.Process(child.pid) for child in active_children()]
+    with watching([psutil.Process(), *workers]) as spent:
+        for _ in range(batches):
+            next(arriving)
+    worker_bytes = sum(worker.memory_full_info().uss for worker in workers)
+    arriving.close()
+    rates = rate(batches * BATCH_CLIPS * _IMAGES_OF_CLIP, spent)
+    return {**rates, "first_batch_s": first_batch_s, "worker_bytes": worker_bytes}
 
 
-def check_batch(batch: Any) -> None:
+def check_batch(batch: Tensor) -> None:
     """Everybody gives the same kind of output."""
     wanted = (BATCH_CLIPS, FRAMES, len(SURROUND_CAMERAS), 3, HEIGHT_PX, WIDTH_PX)
-    assert batch.shape == wanted and str(batch.dtype) == "torch.uint8" and batch.is_contiguous(), (batch.shape, batch.dtype)
+    assert batch.shape == wanted and batch.dtype == torch.uint8 and batch.is_contiguous(), (batch.shape, batch.dtype)
 
 
-def sum_cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """Of these processes so far."""
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
+def decode_once(clips: Sequence[ClipFiles], *, passes: int) -> Figures:
+    """The decoder alone."""
+    images = [Path(file).read_bytes() for clip in clips for file in clip]
+    with watching([psutil.Process()]) as spent:
+        for _ in range(passes):
+            for image in images:
+                decode_scaled(image)
+    return rate(passes * len(images), spent)
+
+
+@dataclass
+class Spent:
+    """By the clock, and by processors."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+@contextmanager
+def watching(processes: Sequence[psutil.Process]) -> Iterator[Spent]:
+    """What the block and `processes` meanwhile take."""
+
+    def cpu_seconds() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    spent, began, before = Spent(), time.perf_counter(), cpu_seconds()
+    yield spent
+    spent.seconds, spent.cpu_seconds = time.perf_counter() - began, cpu_seconds() - before
+
+
+def rate(images: int, spent: Spent) -> Figures:
+    """Of these images."""
+    per_s = images / spent.seconds
+    return {"images_per_s": per_s, "clips_per_s": per_s / _IMAGES_OF_CLIP, "images_per_cpu_s": images / spent.cpu_seconds}
 
 
 @contextmanager
 def on_cores(cores: Sequence[int]) -> Iterator[None]:
-    """Keep this process to the cores that the workers have."""
+    """Keep this process to `cores`, if there are any."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores or before)
     try:
@@ -321,34 +325,24 @@ def on_cores(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def decode_once(clips: Sequence[ClipFiles], *, passes: int) -> float:
-    """Images a second of the decoder alone."""
-    images = [Path(file).read_bytes() for clip in clips for file in clip]
-    began = time.perf_counter()
-    for _ in range(passes):
-        for image in images:
-            decode_scaled(image)
-    return passes * len(images) / (time.perf_counter() - began)
-
-
-def summarise(turns: Sequence[ReaderTurn]) -> dict[str, float]:
+def summarise(turns: Sequence[Figures]) -> Figures:
     """Medians over the turns."""
+    return {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
 
-    def median(value: Callable[[ReaderTurn], float]) -> float:
-        return statistics.median(value(turn) for turn in turns)
+
+def compare(figures: Mapping[str, Figures], key: str) -> dict[str, float | None]:
+    """The ratios that this benchmark is about; none where one of the two was not there."""
+
+    def divide(one: str, other: str) -> float | None:
+        return figures[one][key] / figures[other][key] if one in figures and other in figures else None
 
     return {
-        "images_per_s": median(lambda turn: turn.images_per_s),
-        "clips_per_s": median(lambda turn: turn.images_per_s / _IMAGES_OF_CLIP),
-        "images_per_cpu_s": median(lambda turn: turn.images / turn.cpu_seconds),
-        "first_batch_s": median(lambda turn: turn.first_batch_s),
-        "worker_bytes": median(lambda turn: turn.worker_bytes),
+        "shards_over_pil": divide("shards", "pil"),
+        "shards_over_opencv": divide("shards", "opencv"),
+        "shards_over_streaming": divide("shards", "streaming"),
+        "over_decode_ceiling": divide("shards", "ceiling"),
+        "s3_over_local": divide("s3", "shards"),
     }
-
-
-def divide(figures: Mapping[str, float], one: str, other: str) -> float | None:
-    """None where one of them was not there."""
-    return figures[one] / figures[other] if one in figures and other in figures else None
 
 
 def measure_bytes(index: Index) -> dict[str, dict[str, float]]:
@@ -419,7 +413,7 @@ def measure_differences(files: ClipFiles) -> dict[str, float]:
     }
 
 
-def plot(rates: Mapping[str, Sequence[float]], ceilings: Sequence[float]) -> None:
+def plot(rates: Mapping[str, Sequence[float]]) -> None:
     """A bar a reader, from the slowest turn to the fastest, under the decoder's line."""
     import matplotlib
 
@@ -427,16 +421,17 @@ def plot(rates: Mapping[str, Sequence[float]], ceilings: Sequence[float]) -> Non
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    medians = [statistics.median(of_reader) for of_reader in rates.values()]
-    spread = [
-        [middle - min(turns) for middle, turns in zip(medians, rates.values(), strict=True)],
-        [max(turns) - middle for middle, turns in zip(medians, rates.values(), strict=True)],
-    ]
-    titles = [_TITLES[name] for name in rates]
-    colours = ["#2a6f97" if title.startswith("ours") else "#adb5bd" for title in titles]
+    readers = [name for name in rates if name != "ceiling"]
+    medians = [statistics.median(rates[name]) for name in readers]
+    lows, highs = ([end(rates[name]) for name in readers] for end in (min, max))
+    spread = [np.subtract(medians, lows), np.subtract(highs, medians)]
+    titles = [_TITLES[name] for name in readers]
+    colours = ["#2a6f97" if title.startswith("ours") else "#6c757d" for title in titles]
     bars = axes.barh(titles, medians, xerr=spread, color=colours, error_kw={"linewidth": 0.8, "capsize": 2})
     axes.bar_label(bars, labels=[f"{middle:.0f}" for middle in medians], label_type="center", color="white", weight="bold")
-    axes.axvline(statistics.median(ceilings), color="#c1121f", linestyle="--", label="the fastest decode and resize alone")
+    axes.axvline(
+        statistics.median(rates["ceiling"]), color="#c1121f", linestyle="--", label="the fastest decode and resize alone"
+    )
     axes.invert_yaxis()
     axes.set(xlabel="images a second, one core", title=f"Surround clips, 1600 x 900 JPEG to {WIDTH_PX} x {HEIGHT_PX}")
     axes.legend(loc="lower right")

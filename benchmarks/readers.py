@@ -6,7 +6,7 @@ its own where there is one to spare. All read the same clips, without augmentati
 
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,8 +38,9 @@ Pixels = UInt8[np.ndarray, "H W 3"]
 Decode = Callable[[bytes], Pixels]
 ClipFiles = Sequence[str]
 """The images of a clip, first all cameras of its first instant."""
-Reader = Callable[[int], Iterator[Tensor]]
-"""Gives as many batches as it is asked for."""
+Batches = Generator[Tensor, None, None]
+Reader = Callable[[int], Batches]
+"""Gives as many batches as it is asked for; closed before, it ends its worker."""
 
 
 def decode_with_pillow(data: bytes) -> Pixels:
@@ -63,7 +64,7 @@ def decode_scaled(data: bytes) -> Pixels:
 def list_devkit_clips(root: Path, version: str) -> dict[str, ClipFiles]:
     """The clips of successive key frames, by their first image, as the devkit's objects tell them."""
     devkit = open_devkit(root, version)
-    clips = {}
+    clips: dict[str, ClipFiles] = {}
     for sample in devkit.sample:
         samples = [sample]
         while len(samples) < FRAMES and samples[-1]["next"]:
@@ -152,7 +153,7 @@ def read_files(clips: Sequence[ClipFiles], decode: Decode, cores: Sequence[int])
     """Loose files through a DataLoader, in the order of ours."""
     order = order_of(len(clips))
 
-    def read(batches: int) -> Iterator[Tensor]:
+    def read(batches: int) -> Batches:
         drawn = [[order.sample(step, slot) for slot in range(BATCH_CLIPS)] for step in range(batches)]
         yield from _load(DecodedClips(clips, decode), cores, batch_sampler=drawn)
 
@@ -175,7 +176,7 @@ def read_streaming(folder: Path, decode: Decode, cores: Sequence[int]) -> Reader
 
     columns = _streaming_columns(FRAMES * len(SURROUND_CAMERAS))
 
-    def read(batches: int) -> Iterator[Tensor]:
+    def read(batches: int) -> Batches:
         size = batches * BATCH_CLIPS
         samples = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH_CLIPS, epoch_size=size)
         yield from _load(DecodedStream(samples, columns, decode), cores, batch_size=BATCH_CLIPS)
@@ -188,7 +189,7 @@ def read_ours(source: Source, cores: Sequence[int]) -> Reader:
     samples = PlacedSamples(source, order_of(len(source)), {"images": ImagesAlone()})
     share = Share(rank=0, world_size=1, micro_batch=BATCH_CLIPS, micro_steps=1)
 
-    def read(batches: int) -> Iterator[Tensor]:
+    def read(batches: int) -> Batches:
         arriving = read_batches(
             samples,
             PlaceSampler(share, 0, batches),

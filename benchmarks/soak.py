@@ -47,8 +47,10 @@ TIMEOUT_S = 5.0
 """Silence after which a request counts as lost; some stalls and freezes are longer, some shorter."""
 _CLIP = {"frames": 2, "spacing_s": 0.5, "height_px": 64, "width_px": 112}
 _CACHED_SHARE = 0.25
-_GAP_S = (1.0, 6.0)
-"""Time between two faults."""
+_GAP_S = (0.0, 3.0)
+"""From a fault that has been got over to the next one."""
+_STEPS_AHEAD = 10
+"""More than what can have been read before a fault."""
 _LIFE_MINUTES = 5
 """Of a reader, about."""
 _WARM_S = 20.0
@@ -199,7 +201,7 @@ FAULTS: dict[str, Callable[[Soak], None]] = {
 
 
 def strike_until_the_end(soak: Soak) -> None:
-    """One fault after another; each kind as often as every other, to one, but for the few ends of the reader."""
+    """Each kind as often as every other, to one, but for the few ends of the reader."""
     ends = draw_reader_ends(soak.draw, soak.seconds)
     kinds = deal_kinds(soak.draw)
     while not soak.is_over:
@@ -212,6 +214,17 @@ def strike_until_the_end(soak: Soak) -> None:
         soak.events.append(Event(kind, soak.second))
         soak.report.say(f"{soak.second:7.1f} s  step {soak.ledger.steps:5}  {kind}")
         FAULTS[kind](soak)
+        wait_for_steps(soak)
+
+
+def wait_for_steps(soak: Soak) -> None:
+    """Return when so many steps have arrived that some of them were read after the fault, or the time is over.
+
+    Faults in a row would all come down on the few requests that wait already.
+    """
+    enough = soak.ledger.steps + _STEPS_AHEAD
+    while soak.ledger.steps < enough and not soak.is_over:
+        time.sleep(0.02)
 
 
 def draw_reader_ends(draw: random.Random, seconds: float) -> list[float]:

@@ -57,7 +57,7 @@ def plan_recolouring(images: UInt8[Tensor, "B T V 3 H W"], colours: Float[Tensor
     return Recolouring(scale * saturation, scale * (1 - saturation), (brightness * (1 - contrast) * mean_grey).float())
 
 
-def recolour(values: Float[Tensor, "B *n"], plan: Recolouring, *, dim: int) -> Float[Tensor, "B *n"]:
+def recolour(values: Float[Tensor, "B ..."], plan: Recolouring, *, dim: int) -> Float[Tensor, "B ..."]:
     """Values from 0 to 255, red, green and blue along `dim`, in other colours."""
     own, grey, offset = (part.view(-1, *[1] * (values.ndim - 1)) for part in plan)
     luma = _luma(values.unbind(dim)).unsqueeze(dim)

@@ -56,7 +56,7 @@ def on_two_ranks(runner: Runner) -> Finished:
 
 
 def read_config(runner: Runner) -> RunConfig:
-    return load_run_config(runner.config, [f"data.root={runner.dataroot}", f"run.uri={runner.folder / 'unused'}", *JOINT])
+    return load_run_config(runner.config, [*runner.data, f"run.uri={runner.folder / 'unused'}", *JOINT])
 
 
 def preparations_of(config: RunConfig) -> dict[str, Preparation]:

@@ -35,7 +35,7 @@ for split in ("train", "val"):
     for index in range(len(source)):
         source.load(index, np.random.default_rng(index))
 loaded = {name.split(".")[0] for name in sys.modules}
-assert not loaded & {"nuscenes", "matplotlib", "sklearn", "cv2", "pandas", "torch"}, loaded
+assert not loaded & {"nuscenes", "matplotlib", "sklearn", "pandas", "torch"}, loaded
 """
 
 

@@ -181,6 +181,16 @@ def test_a_dataroot_without_lidar_serves_cameras_and_says_so_where_lidar_is_need
         build_source(config, "train", ALL_FIELDS, augment=False)
 
 
+def test_sweeps_are_left_alone_where_nobody_needs_them(tmp_path: Path) -> None:
+    config = dataroot_without(tmp_path, lambda row: False)
+    source = build_source(config, "train", CAMERA_FIELDS, augment=False)
+    assert isinstance(source, SurroundSource) and source.index.has_sweeps
+    Path(source.index.files.name_sweep(0)).unlink()
+    assert set(source.load(0, stream())) == source.offers == CAMERA_FIELDS
+    _, sweeps = source.draw_reads(0, stream())
+    assert not len(sweeps)
+
+
 def test_sweeps_far_from_every_frame_are_an_error_that_says_how_far(tmp_path: Path) -> None:
     tables = make_tables()
     for row in tables["sample_data"]:
@@ -203,7 +213,7 @@ def test_a_camera_that_never_fired_leaves_no_clip_and_an_error_that_names_the_ca
 def test_a_damaged_sweep_is_named(tmp_path: Path, content: bytes | None, complaint: str) -> None:
     config = dataroot_without(tmp_path, lambda row: False)
     source = source_of(config)
-    path = config.root / source.index.sweep_file(0)
+    path = Path(source.index.files.name_sweep(0))
     if content is None:
         path.unlink()
     else:
