@@ -21,10 +21,11 @@ Odonata's environment, since it wants older versions than Odonata has; where it 
     python -m benchmarks.data --dataroot DATAROOT --turns 9     # your own pictures; all of it is packed, twice
 
 JSON keys: shards_over_pil, shards_over_opencv, shards_over_streaming, over_decode_ceiling (shards), s3_over_local, bytes_over_useful
-(the default clip), bytes_over_useful_max (the worst clip of any stride, camera subset or LiDAR), readers -> {images_per_s, clips_per_s,
-images_per_cpu_s (of the worker and the process that takes the batches), first_batch_s, worker_bytes (what a worker holds that nobody else
-does)}, of_cpu_seconds (the same ratios of images_per_cpu_s, which neighbours on the machine disturb less), bytes -> {over_useful,
-worst, requests} of each kind of clip, differences (mean grey levels from PIL's pixels).
+(the default clip), bytes_over_useful_max (the worst clip of any stride, camera subset or LiDAR), core_share (what the ceiling's loop got
+of its core: 1 on a quiet machine, and only there rates by the clock are fair), of_cpu_seconds (the same ratios of images_per_cpu_s,
+which neighbours disturb little), readers -> {images_per_s, clips_per_s, images_per_cpu_s (of the worker and the process that takes the
+batches), first_batch_s, worker_bytes (what a worker holds that nobody else does)}, bytes -> {over_useful, worst, requests} of each kind
+of clip, differences (mean grey levels from PIL's pixels).
 """
 
 import importlib.util
@@ -85,6 +86,8 @@ Figures = dict[str, float]
 _IMAGES_OF_CLIP = FRAMES * len(SURROUND_CAMERAS)
 _AHEAD_BATCHES = 2
 """Asked for beyond what is timed, so that a reader ends a turn as far ahead as it began it."""
+_QUIET = 0.95
+"""Share of the core that the decoder alone gets; with less, whoever has more threads takes more from the neighbours."""
 _DECODERS: Mapping[str, Decode] = {"pil": decode_with_pillow, "opencv": decode_with_opencv, "scaled": decode_scaled}
 _TITLES = {
     "pil": "devkit + PIL",
@@ -226,6 +229,9 @@ def measure(report: Report, bench: Bench, *, turns: int) -> None:
     fetched = measure_bytes(bench.packed)
     for name, of_name in (*figures.items(), *fetched.items()):
         report.say(f"{name:>18}: " + "  ".join(f"{key} {value:.4g}" for key, value in of_name.items()))
+    core_share = figures["ceiling"]["images_per_s"] / figures["ceiling"]["images_per_cpu_s"]
+    if core_share < _QUIET:
+        report.say(f"others took {1 - core_share:.0%} of the core: compare of_cpu_seconds, which they disturb little")
     if report.save:
         plot({name: [turn[name]["images_per_s"] for turn in taken] for name in figures})
     report.finish(
@@ -233,6 +239,7 @@ def measure(report: Report, bench: Bench, *, turns: int) -> None:
             **compare(figures, "images_per_s"),
             "bytes_over_useful": fetched["clip"]["over_useful"],
             "bytes_over_useful_max": max(of_kind["worst"] for of_kind in fetched.values()),
+            "core_share": core_share,
             "of_cpu_seconds": compare(figures, "images_per_cpu_s"),
             "readers": figures,
             "bytes": fetched,
@@ -434,7 +441,7 @@ def plot(rates: Mapping[str, Sequence[float]]) -> None:
     )
     axes.invert_yaxis()
     axes.set(xlabel="images a second, one core", title=f"Surround clips, 1600 x 900 JPEG to {WIDTH_PX} x {HEIGHT_PX}")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")  # where bars are short
     RESULTS.mkdir(exist_ok=True)
     figure.savefig(RESULTS / "data.png", dpi=120)
 

@@ -384,8 +384,8 @@ def plot(soak: Soak, path: Path) -> None:
     faults.eventplot(minutes, colors=[f"C{place}" for place in range(len(kinds))], linelengths=0.8)
     faults.set(yticks=range(len(kinds)), yticklabels=kinds, title=describe(soak))
     faults.invert_yaxis()
-    waits.plot([wait.second / 60 for wait in soak.waits], [wait.waited_s for wait in soak.waits], linewidth=0.8)
-    waits.set(ylabel=f"wait for a step, s\n(a step takes {STEP_S} s)")
+    waits.vlines([wait.second / 60 for wait in soak.waits], 0, [wait.waited_s for wait in soak.waits], linewidth=1)
+    waits.set(ylabel=f"wait for a step, s\n(a step takes {STEP_S} s)", ylim=(0, None))
     for reader in range(1, soak.readers + 1):
         life = [look for look in soak.looks if look.reader == reader]
         colour = "C0" if reader % 2 else "C1"

@@ -23,7 +23,7 @@ import psutil
 from benchmarks.memory import held_bytes
 from models.batch import Batch
 from tests.runs import ROOT
-from trainer.config.data import DrivesData, NuscenesData, ShardsData
+from trainer.config.data import NuscenesData, ShardsData
 from trainer.data.build import build_source
 from trainer.data.loader import PlacedSamples, PlaceSampler, read_batches
 from trainer.data.mixed_source import portions_of
@@ -176,7 +176,7 @@ class Reference:
         return Sighting(draw_stamp(stream(Purpose.PREPARE)), digest(sample))
 
 
-def open_source(data: DrivesData) -> Source:
+def open_source(data: NuscenesData | ShardsData) -> Source:
     """Surround clips with LiDAR."""
     source = build_source(data, "train", _FIELDS, augment=True)
     assert source is not None, "drives have a training split"

@@ -9,6 +9,7 @@ forked or spawned, never carry it.
 
 import contextlib
 import fcntl
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.config.data import AugmentConfig, DataConfig, DatasetConfig, DrivesData, ImagePairsData, NuscenesData, ShardsData
+from trainer.config.store import StoreConfig
 from trainer.data.columns import Columns, is_whole
 from trainer.data.image_pairs import read_image_pairs
 from trainer.data.index import Index
@@ -28,7 +30,7 @@ from trainer.data.nuscenes import build_index, index_folder, index_path, open_in
 from trainer.data.pair_source import PAIR_FIELDS, PairSource
 from trainer.data.pairs import mine_pairs, pairs_path
 from trainer.data.shards.indexing import open_packed_index, packed_index_path, write_packed_index
-from trainer.data.shards.layout import read_version
+from trainer.data.shards.layout import Version, read_version
 from trainer.data.shards.recording import NuscenesRecording
 from trainer.data.source import Source
 from trainer.data.surround_clips import find_surround_clips, surround_path
@@ -81,10 +83,11 @@ def open_nuscenes_index(config: NuscenesData) -> Index:
 def open_dataset_index(config: ShardsData, dataset: DatasetConfig) -> Index:
     """The index of a packed data set, made where it is not there yet."""
     store = open_store(dataset.uri, config.store)
-    version = read_version(store, dataset.version)
+    version = _read_version(dataset.uri, config.store, dataset.version or newest_version(config, dataset))
     path = packed_index_path(store, version, index_folder(config))
     _make_once(path, lambda: write_packed_index(store, version, path))
-    return open_packed_index(path, config.store, config.cache)
+    patience_s = config.timeout_s / 2  # so that what the store says is heard before the loader gives up
+    return open_packed_index(path, config.store, config.cache, patience_s=patience_s)
 
 
 def open_recording(root: Path, version: str | None) -> NuscenesRecording:
@@ -95,6 +98,12 @@ def open_recording(root: Path, version: str | None) -> NuscenesRecording:
 def newest_version(config: ShardsData, dataset: DatasetConfig) -> int:
     """Of a packed data set; DataError where there is none."""
     return read_version(open_store(dataset.uri, config.store)).version
+
+
+@functools.lru_cache(maxsize=8)
+def _read_version(uri: str, store: StoreConfig, number: int) -> Version:
+    """A version, which never changes; that of a fleet is long, and a start asks for it several times."""
+    return read_version(open_store(uri, store), number)
 
 
 def _config_of(config: ShardsData, dataset: DatasetConfig) -> ShardsData:

@@ -64,7 +64,7 @@ class Index:
     @cached_property
     def scenes(self) -> tuple[str, ...]:
         """Scene names by row."""
-        return tuple(name.decode() for name in self.columns["scene_name"])
+        return tuple(name.decode() for name in self.columns["scene_name"].tolist())
 
     @cached_property
     def cameras(self) -> tuple[str, ...]:
@@ -116,7 +116,10 @@ class Index:
 
     def sweeps_of(self, scene: int) -> slice:
         """Rows of the LiDAR sweeps of one scene, ascending in time."""
-        first, end = np.searchsorted(self.columns["sweep_scene"], [scene, scene + 1])
+        scenes = self.columns["sweep_scene"]
+        first, end = np.searchsorted(
+            scenes, np.array([scene, scene + 1], dtype=scenes.dtype)
+        )  # another type would copy the column
         return slice(int(first), int(end))
 
     def images_of(self, scene: int, camera: str) -> slice:

@@ -48,10 +48,10 @@ def packed_index_path(store: Store, version: Version, folder: Path) -> Path:
     return folder / f"version-{version.version}-{key}"
 
 
-def open_packed_index(path: Path, store: StoreConfig, cache: CacheConfig | None) -> Index:
-    """Map the index at `path`, with files that are ranges of shards."""
+def open_packed_index(path: Path, store: StoreConfig, cache: CacheConfig | None, *, patience_s: float = 0.0) -> Index:
+    """Map the index at `path`, with files that are ranges of shards; `patience_s` as ShardFiles has it."""
     columns = Columns(path)
-    return Index(columns, ShardFiles(columns, store, cache))
+    return Index(columns, ShardFiles(columns, store, cache, patience_s))
 
 
 def write_packed_index(store: Store, version: Version, path: Path) -> None:
@@ -82,9 +82,9 @@ class Mounts:
     ) -> Int[np.ndarray, " K"]:
         """Numbers of the cameras of these calibrations."""
         both = np.concatenate([pix_from_cam.reshape(-1, 9), ego_from_cam.reshape(-1, 16)], axis=1)
-        different, place = np.unique(both, axis=0, return_inverse=True)
-        numbers = [self._number_of.setdefault(row.tobytes(), len(self._number_of)) for row in different]
-        return np.array(numbers, dtype=np.int64)[place.reshape(-1)]
+        is_new = np.concatenate([[True], (both[1:] != both[:-1]).any(-1)])  # a drive's images of a camera stand together
+        numbers = [self._number_of.setdefault(row.tobytes(), len(self._number_of)) for row in both[is_new]]
+        return np.array(numbers, dtype=np.int64)[np.cumsum(is_new) - 1]
 
     @property
     def rows(self) -> Float64[np.ndarray, "M 25"]:

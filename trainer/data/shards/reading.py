@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from trainer.config.data import CacheConfig
 from trainer.config.store import StoreConfig
 from trainer.data.columns import Columns
 from trainer.data.shards.cache import RangeCache
 from trainer.errors import ClipError
-from trainer.store.base import ObjectMissingError, Store
+from trainer.store.base import ObjectMissingError, Store, StoreError
 from trainer.store.open import open_store
 
 _MOST_WASTE = 0.25
@@ -55,6 +56,9 @@ class ShardFiles:
     columns: Columns
     store_config: StoreConfig
     cache_config: CacheConfig | None
+    patience_s: float = 0.0
+    """How long a read is tried again that the store has given up on: thousands of reads are under way, and the store's own tries are
+    bounded for one."""
 
     def read_images(self, rows: Int[np.ndarray, " K"], *, clip: str) -> list[bytes]:
         """As Files has it."""
@@ -80,8 +84,8 @@ class ShardFiles:
         """The requests that `read_sweeps` makes where nothing is cached."""
         return join_spans(self._spans("sweep", rows))
 
-    def __reduce__(self) -> tuple[type["ShardFiles"], tuple[Columns, StoreConfig, CacheConfig | None]]:
-        return type(self), (self.columns, self.store_config, self.cache_config)
+    def __reduce__(self) -> tuple[type["ShardFiles"], tuple[Columns, StoreConfig, CacheConfig | None, float]]:
+        return type(self), (self.columns, self.store_config, self.cache_config, self.patience_s)
 
     @cached_property
     def _store(self) -> Store:
@@ -97,18 +101,24 @@ class ShardFiles:
         files: dict[Span, bytes] = {}
         for joined in join_spans(list(wanted)):
             inside = {span: checksum for span, checksum in wanted.items() if span.is_in(joined)}
-            data = memoryview(self._fetch(joined, inside, clip))
-            damaged = find_damaged(data, joined, inside)
-            if damaged:
-                raise ClipError(clip, f"{self._name(damaged[0])} is damaged: its bytes have another checksum than the index says")
+            data = self._fetch_whole(joined, inside, clip)
             files |= {span: bytes(cut(data, joined, span)) for span in inside}
         return [files[span] for span in self._spans(kind, rows)]
+
+    def _fetch_whole(self, joined: Span, inside: Mapping[Span, int], clip: str) -> memoryview:
+        """A range whose files have their checksums; fetched once more where they do not, for a byte may flip on the way."""
+        for _ in range(2):
+            data = memoryview(self._fetch(joined, inside, clip))
+            damaged = find_damaged(data, joined, inside)
+            if not damaged:
+                return data
+        raise ClipError(clip, f"{self._name(damaged[0])} is damaged: its bytes have another checksum than the index says")
 
     def _fetch(self, joined: Span, inside: Mapping[Span, int], clip: str) -> bytes:
         shard = self._shard(joined)
 
         def get() -> bytes:
-            return self._store.get(shard, joined.offset, joined.bytes)
+            return _trying_for(self.patience_s)(self._store.get, shard, joined.offset, joined.bytes)
 
         try:
             if self._cache is None:
@@ -127,6 +137,16 @@ class ShardFiles:
 
     def _name(self, span: Span) -> str:
         return f"{self.columns.header['root']}/{self._shard(span)}, {span.bytes} bytes from {span.offset} on,"
+
+
+def _trying_for(seconds: float) -> Retrying:
+    """Repeats what a store has given up on for the moment; what is not there will not come."""
+    return Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, StoreError) and not isinstance(error, ObjectMissingError)),
+        stop=stop_after_delay(seconds),
+        wait=wait_random_exponential(multiplier=0.5, max=10),
+        reraise=True,
+    )
 
 
 def cut(data: memoryview, joined: Span, span: Span) -> memoryview:

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from tempfile import TemporaryFile
-from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,8 +35,10 @@ def read_table(store: Store, stored: StoredObject, columns: Sequence[str]) -> pa
 
 def read_batches(store: Store, stored: StoredObject, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """A table some rows at a time. DataError where it is not what was stored."""
+    file = _open(store, stored)
     try:
-        yield from _open(store, stored).iter_batches(_ROWS_AT_ONCE, columns=list(columns))
+        for group in range(file.num_row_groups):  # iter_batches over all of them comes to hold the whole table
+            yield from file.read_row_group(group, columns=list(columns), use_threads=False).to_batches()
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{store.uri}/{stored.key} was to be read as a table of a packed data set and cannot be: {error}; "
@@ -45,14 +46,9 @@ def read_batches(store: Store, stored: StoredObject, columns: Sequence[str]) -> 
         ) from error
 
 
-def count_rows(store: Store, stored: StoredObject) -> int:
-    """Rows of a table, from its foot."""
-    return cast(int, _open(store, stored).metadata.num_rows)
-
-
 def _open(store: Store, stored: StoredObject) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(_Ranges(store, stored), page_checksum_verification=True)
+        return pq.ParquetFile(_Ranges(store, stored), page_checksum_verification=True, pre_buffer=False)
     except (pa.ArrowException, OSError, ObjectMissingError) as error:
         raise DataError(
             f"{store.uri}/{stored.key} was to be read as a table of a packed data set and is none: {error}; "
