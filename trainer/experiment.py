@@ -14,7 +14,7 @@ import yaml
 
 from trainer.config.data import ShardsData
 from trainer.config.run import RunConfig
-from trainer.data.build import newest_version
+from trainer.data.build import choose_dataset_version
 from trainer.errors import ConfigError, RetryError
 from trainer.store.base import ObjectMissingError, Store
 
@@ -38,7 +38,7 @@ def pin_data(config: RunConfig, store: Store) -> RunConfig:
         [dataset.get("version") for dataset in earlier] if len(earlier) == len(data.datasets) else [None] * len(data.datasets)
     )
     pinned = tuple(
-        dataset.model_copy(update={"version": dataset.version or version or newest_version(data, dataset)})
+        dataset.model_copy(update={"version": dataset.version or version or choose_dataset_version(data, dataset)})
         for dataset, version in zip(data.datasets, versions, strict=True)
     )
     return config.model_copy(update={"data": data.model_copy(update={"datasets": pinned})})

@@ -30,7 +30,7 @@ from trainer.data.nuscenes import build_index, index_folder, index_path, open_in
 from trainer.data.pair_source import PAIR_FIELDS, PairSource
 from trainer.data.pairs import mine_pairs, pairs_path
 from trainer.data.shards.indexing import open_packed_index, packed_index_path, write_packed_index
-from trainer.data.shards.layout import Version, read_version
+from trainer.data.shards.layout import Version, choose_version, read_version
 from trainer.data.shards.recording import NuscenesRecording
 from trainer.data.source import Source
 from trainer.data.surround_clips import find_surround_clips, surround_path
@@ -83,7 +83,7 @@ def open_nuscenes_index(config: NuscenesData) -> Index:
 def open_dataset_index(config: ShardsData, dataset: DatasetConfig) -> Index:
     """The index of a packed data set, made where it is not there yet."""
     store = open_store(dataset.uri, config.store)
-    version = _read_version(dataset.uri, config.store, dataset.version or newest_version(config, dataset))
+    version = _read_version(dataset.uri, config.store, choose_dataset_version(config, dataset))
     path = packed_index_path(store, version, index_folder(config))
     _make_once(path, lambda: write_packed_index(store, version, path))
     patience_s = config.timeout_s / 2  # so that what the store says is heard before the loader gives up
@@ -95,9 +95,9 @@ def open_recording(root: Path, version: str | None) -> NuscenesRecording:
     return NuscenesRecording(open_nuscenes_index(NuscenesData(root=root, version=version)))
 
 
-def newest_version(config: ShardsData, dataset: DatasetConfig) -> int:
-    """Of a packed data set; DataError where there is none."""
-    return read_version(open_store(dataset.uri, config.store)).version
+def choose_dataset_version(config: ShardsData, dataset: DatasetConfig) -> int:
+    """The version that `dataset` names, or the newest; DataError where there is none such."""
+    return choose_version(open_store(dataset.uri, config.store), dataset.version)
 
 
 @functools.lru_cache(maxsize=8)

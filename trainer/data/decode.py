@@ -4,8 +4,8 @@ A JPEG is decoded by libjpeg-turbo (simplejpeg brings it) at the smallest of the
 covers the output, and what is left is one resize by less than two, which needs no filter beyond linear. Where a window lies on
 whole pixels of the decoded picture, OpenCV's resize of that part is exact; anywhere else its affine map is, three times as
 slow. Only what is still more than twice too large goes through Pillow's filter, which averages over what it shrinks.
-Decoding the part that is in the window alone would save no more: no package that is well kept offers it, and a JPEG's entropy
-coding has to be read from its beginning anyhow.
+The part in the window alone is not decoded: no well-kept package that brings its library offers that, and a JPEG's entropy coding,
+half of the work at reduced scales, has to be read from its beginning anyhow.
 
 Colour between samples of chroma is repeated rather than interpolated: 0.15 grey levels on average, for a tenth of a whole decode.
 The decoder is strict, where OpenCV returns a truncated file as a picture with a grey rest. What is no plain JPEG (PNG, CMYK, odd

@@ -112,8 +112,8 @@ def list_versions(store: Store) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def read_version(store: Store, number: int | None = None) -> Version:
-    """Version `number`, or the newest; DataError where there is none such."""
+def choose_version(store: Store, number: int | None = None) -> int:
+    """`number`, or that of the newest version; DataError where there is none such."""
     found = list_versions(store)
     if not found:
         raise DataError(
@@ -124,7 +124,12 @@ def read_version(store: Store, number: int | None = None) -> Version:
         raise DataError(
             f"version {number} of {store.uri} was asked for and there are {', '.join(map(str, found))}; ask for one of them"
         )
-    key = f"{VERSIONS}{number or found[-1]:06d}.json"
+    return number or found[-1]
+
+
+def read_version(store: Store, number: int | None = None) -> Version:
+    """Version `number`, or the newest; DataError where there is none such."""
+    key = f"{VERSIONS}{choose_version(store, number):06d}.json"
     try:
         return Version.model_validate_json(store.get(key))
     except ValidationError as error:

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from trainer.data.surround_source import CAMERA_FIELDS, LIDAR_FIELDS, SurroundSo
 from trainer.errors import ClipError, ConfigError, DataError
 from trainer.store import s3
 from trainer.store.base import StoreError
+from trainer.store.local import LocalStore
 
 ALL = PAIR_FIELDS | CAMERA_FIELDS | LIDAR_FIELDS
 SURROUND = CAMERA_FIELDS | LIDAR_FIELDS
@@ -207,6 +209,43 @@ def test_a_store_that_is_gone_ends_the_run_and_is_no_bad_clip(
     with pytest.raises(StoreError) as caught:
         lost.read_images(source.clips["clip_images"][0].reshape(-1), clip="x")
     assert caught.value.exit_code == 75 and not isinstance(caught.value, ClipError)
+
+
+def test_a_byte_that_flips_on_the_way_is_fetched_again(
+    loose: NuscenesData, packed_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _ = surround(packed(packed_folder, loose))
+    before = source.load(0, np.random.default_rng(0))
+    read, flips = LocalStore.get, iter([1])
+
+    def get(self: LocalStore, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        data = bytearray(read(self, key, offset, length))
+        data[len(data) // 2] ^= next(flips, 0)
+        return bytes(data)
+
+    monkeypatch.setattr(LocalStore, "get", get)
+    np.testing.assert_array_equal(source.load(0, np.random.default_rng(0))["images"], before["images"])
+    assert next(flips, None) is None
+
+
+def test_a_read_is_tried_again_for_as_long_as_the_run_has_patience(
+    loose: NuscenesData, packed_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, files = surround(packed(packed_folder, loose, timeout_s=60.0))
+    assert files.patience_s == 30.0
+    read = LocalStore.get
+    failures = [StoreError("the store is out of breath")] * 2
+
+    def get(self: LocalStore, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        if failures:
+            raise failures.pop()
+        return read(self, key, offset, length)
+
+    monkeypatch.setattr(LocalStore, "get", get)
+    source.load(0, np.random.default_rng(0))
+    failures.append(StoreError("the store is out of breath"))
+    with pytest.raises(StoreError, match="out of breath"):
+        replace(files, patience_s=0.0).read_images(source.clips["clip_images"][0].reshape(-1), clip="x")
 
 
 def test_wrong_credentials_are_told_and_not_tried_again(
