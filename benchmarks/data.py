@@ -14,7 +14,7 @@ batch of a turn on. All files have been read before: the page cache is warm for 
     s3                ours, from packed shards in a SeaweedFS of this machine, which wants the other core
     ceiling           simplejpeg's scaled decode and OpenCV's resize alone, in a loop over bytes in memory
 
-Without --dataroot four short drives are rendered at full size first, some 4 minutes of a core. MosaicML streaming is no part of
+Without --dataroot two short drives are rendered at full size first, some minutes of both cores. MosaicML streaming is no part of
 Odonata's environment, since it wants older versions than Odonata has; where it is not installed its figures are null.
 
     python -m benchmarks.data --save
@@ -132,8 +132,8 @@ def s3_server(folder: Path) -> Iterator[S3Server | None]:
 
 
 def render(city: Path) -> Path:
-    """Three key frames of each of four drives at full size."""
-    odonata("synthesize", "--out", city, "--scenes", 4, "--duration-s", 1, "--scale", 1.0, "--no-ground-truth")
+    """Five key frames of each of two drives at full size: eight clips."""
+    odonata("synthesize", "--out", city, "--scenes", 2, "--duration-s", 2.5, "--scale", 1.0, "--no-ground-truth")
     return city
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from trainer.data.decode import decode_window
+from trainer.data.decode import decode_window, split_colours
 from trainer.data.index import Index
 from trainer.data.source import Clip
 from trainer.data.transforms import Window, move_intrinsics, place_window
@@ -28,24 +28,21 @@ def read_clip(
     if windows is None:
         windows = [place_window(tuple(sizes[0, view].tolist()), out_size_px) for view in range(V)]
     files = iter(index.files.read_images(rows.reshape(-1), clip=name))
-    images = [
-        [
-            decode_window(
-                next(files),
-                windows[view],
-                size_px=tuple(sizes[frame, view].tolist()),
-                clip=name,
-                file=index.files.name_image(int(rows[frame, view])),
-            )
-            for view in range(V)
-        ]
-        for frame in range(T)
-    ]
+    images = np.empty((T, V, 3, out_size_px[1], out_size_px[0]), dtype=np.uint8)
+    for frame, view in np.ndindex(T, V):
+        pixels = decode_window(
+            next(files),
+            windows[view],
+            size_px=tuple(sizes[frame, view].tolist()),
+            clip=name,
+            file=index.files.name_image(int(rows[frame, view])),
+        )
+        split_colours(pixels, images[frame, view])
     pix_from_cam = index.pix_from_cam(rows)
     moved = [move_intrinsics(pix_from_cam[:, view], window) for view, window in enumerate(windows)]
     return Clip(
         name=name,
-        images=np.array(images),
+        images=images,
         pix_from_cam=np.stack(moved, axis=1),
         ego_from_cam=index.ego_from_cam(rows),
         world_from_ego=index.world_from_ego(rows),

@@ -5,7 +5,7 @@ covers the output, and what is left is one resize by less than two, which needs 
 whole pixels of the decoded picture, OpenCV's resize of that part is exact; anywhere else its affine map is, three times as
 slow. Only what is still more than twice too large goes through Pillow's filter, which averages over what it shrinks.
 The part in the window alone is not decoded: no well-kept package that brings its library offers that, and a JPEG's entropy coding,
-half of the work at reduced scales, has to be read from its beginning anyhow.
+most of the work at reduced scales, has to be read from its beginning anyhow.
 
 Colour between samples of chroma is repeated rather than interpolated: 0.15 grey levels on average, for a tenth of a whole decode.
 The decoder is strict, where OpenCV returns a truncated file as a picture with a grey rest. What is no plain JPEG (PNG, CMYK, odd
@@ -47,11 +47,6 @@ Pixels = UInt8[np.ndarray, "H W 3"]
 """What a window shows."""
 
 
-def read_window(path: Path, window: Window, *, size_px: tuple[int, int], clip: str) -> Pixels:
-    """The pixels of `window` in the image at `path`, which has to be `size_px` wide and high."""
-    return decode_window(read_bytes(path, clip=clip), window, size_px=size_px, clip=clip, file=str(path))
-
-
 def read_bytes(path: Path, *, clip: str) -> bytes:
     """A whole file; ClipError where that is not possible."""
     try:
@@ -69,7 +64,7 @@ def read_size(data: bytes, *, clip: str, file: str) -> tuple[int, int]:
 
 
 def decode_window(data: bytes, window: Window, *, size_px: tuple[int, int], clip: str, file: str) -> Pixels:
-    """As `read_window`, from bytes; `file` is named in the error."""
+    """The pixels of `window` in an image that has to be `size_px` wide and high; `file` is named in the error."""
     try:
         found_px, is_plain_jpeg = _look_at(data)
         if found_px != size_px:
@@ -80,13 +75,9 @@ def decode_window(data: bytes, window: Window, *, size_px: tuple[int, int], clip
     return cv2.flip(pixels, 1) if window.is_mirrored else pixels
 
 
-def channels_first(images: UInt8[np.ndarray, "*n H W 3"]) -> UInt8[np.ndarray, "*n 3 H W"]:
-    """Colours in planes of their own, as the encoder wants them; seven times as fast as numpy's copy of a moved axis."""
-    *leading, height, width, _ = images.shape
-    planes = np.empty((math.prod(leading), 3, height, width), dtype=np.uint8)
-    for image, of_image in zip(images.reshape(-1, height, width, 3), planes, strict=True):
-        cv2.split(image, list(of_image))
-    return planes.reshape(*leading, 3, height, width)
+def split_colours(pixels: Pixels, planes: UInt8[np.ndarray, "3 H W"]) -> None:
+    """Write colours into planes of their own, as the encoder wants them; seven times as fast as numpy's copy of a moved axis."""
+    cv2.split(pixels, list(planes))
 
 
 def _look_at(data: bytes) -> tuple[tuple[int, int], bool]:

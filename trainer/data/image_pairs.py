@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.config.data import AugmentConfig, ImagePairsData
-from trainer.data.decode import channels_first, decode_window, read_bytes, read_size
+from trainer.data.decode import decode_window, read_bytes, read_size, split_colours
 from trainer.data.source import Sample
 from trainer.data.transforms import draw_colours, draw_window, place_window
 from trainer.errors import DataError
@@ -65,7 +65,9 @@ class ImagePairSource:
             crop_share = self.augment.crop_share
             window = draw_window(size_px, out_size_px, crop_share=crop_share, is_mirrored=is_mirrored, rng=rng)
         image = decode_window(data, window, size_px=size_px, clip=clip, file=str(path))
-        return channels_first(image[None, None])
+        planes = np.empty((1, 1, 3, *image.shape[:2]), dtype=np.uint8)
+        split_colours(image, planes[0, 0])
+        return planes
 
 
 def read_image_pairs(config: ImagePairsData, list_name: str, augment: AugmentConfig | None) -> ImagePairSource:

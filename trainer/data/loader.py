@@ -24,6 +24,7 @@ from models.batch import Batch
 from models.objectives.base import Preparation
 from trainer.data.order import Order, Purpose, Share, random_stream
 from trainer.data.read_ahead import read_ahead
+from trainer.data.shared_ring import SharedRing
 from trainer.data.source import Sample, Source
 from trainer.data.workers import end_workers, losses_are_retried, start_worker
 from trainer.errors import ClipError, DataError, OdonataError
@@ -102,17 +103,21 @@ class BatchStream(IterableDataset[Batch | OdonataError]):
     torch would raise it again with a traceback for a message, and a class with arguments of its own not at all.
     """
 
-    def __init__(self, samples: PlacedSamples, sampler: PlaceSampler, *, reads_in_flight: int, timeout_s: float) -> None:
+    def __init__(
+        self, samples: PlacedSamples, sampler: PlaceSampler, *, prefetch_batches: int, reads_in_flight: int, timeout_s: float
+    ) -> None:
         self.samples = samples
         self.sampler = sampler
+        self.prefetch_batches = prefetch_batches
         self.read_ahead = partial(read_ahead, depth=reads_in_flight, timeout_s=timeout_s)
 
     def __iter__(self) -> Iterator[Batch | OdonataError]:
         places = (place for batch in self._own_batches() for place in batch)
         samples = self.read_ahead(self.samples.__getitem__, places)
+        ring = SharedRing(self.prefetch_batches) if get_worker_info() else None
         try:
             for batch in self._own_batches():
-                yield collate(list(islice(samples, len(batch))))
+                yield collate(list(islice(samples, len(batch))), ring)
         except OdonataError as error:
             yield error
 
@@ -134,11 +139,12 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Batches in the order of `sampler`; nothing else here changes more than speed and memory. Workers begin at once.
 
+    A batch from a worker is good until the next one is taken: its memory is used again. Copy what is to be kept.
     RetryError where a batch does not come in `timeout_s` or a worker is lost; what else a worker raises is raised here.
     """
     others = active_children()
     loader = DataLoader(
-        BatchStream(samples, sampler, reads_in_flight=reads_in_flight, timeout_s=timeout_s),
+        BatchStream(samples, sampler, prefetch_batches=prefetch_batches, reads_in_flight=reads_in_flight, timeout_s=timeout_s),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=prefetch_batches if workers else None,
@@ -177,16 +183,21 @@ def check_needs(preparations: Mapping[str, Preparation], source: Source, *, orig
             )
 
 
-def collate(samples: Sequence[PlacedSample]) -> Batch:
-    """Stack samples of equal shapes."""
+def collate(samples: Sequence[PlacedSample], ring: SharedRing | None = None) -> Batch:
+    """Stack samples of equal shapes, in the memory of `ring` if there is one."""
     objectives = samples[0].prepared
+    if ring:
+        ring.next_batch()
     return Batch(
-        shared=_stack([sample.shared for sample in samples]),
-        prepared={name: _stack([sample.prepared[name] for sample in samples]) for name in objectives},
+        shared=_stack([sample.shared for sample in samples], ring, ""),
+        prepared={name: _stack([sample.prepared[name] for sample in samples], ring, f"{name}/") for name in objectives},
         clips=tuple(sample.clip for sample in samples),
         replaced=tuple(reason for sample in samples for reason in sample.replaced),
     )
 
 
-def _stack(arrays: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(np.stack([fields[name] for fields in arrays])) for name in arrays[0]}
+def _stack(samples: Sequence[Mapping[str, np.ndarray]], ring: SharedRing | None, group: str) -> dict[str, torch.Tensor]:
+    arrays = {name: [fields[name] for fields in samples] for name in samples[0]}
+    if ring is None:
+        return {name: torch.from_numpy(np.stack(of_name)) for name, of_name in arrays.items()}
+    return {name: ring.stack(f"{group}{name}", of_name) for name, of_name in arrays.items()}

@@ -19,7 +19,6 @@ from jaxtyping import Float, Int
 from trainer.config.data import AugmentConfig, ClipConfig, DrivesData
 from trainer.data.clips import name_clip, read_clip
 from trainer.data.columns import Columns
-from trainer.data.decode import channels_first
 from trainer.data.index import Index
 from trainer.data.pairs import frustum_points, visible_share
 from trainer.data.source import Sample
@@ -82,8 +81,8 @@ class PairSource:
             raise ClipError(self.name(index), error.reason) from error
         jitter = self.augment.colour_jitter if self.augment else 0.0
         return {
-            "target_images": channels_first(target.images),
-            "reference_images": channels_first(reference.images),
+            "target_images": target.images,
+            "reference_images": reference.images,
             "target_colours": draw_colours(jitter, rng),
             "reference_colours": draw_colours(jitter, rng),
             "scene": np.array(self.index.columns["image_scene"][target_rows[0, 0]], dtype=np.int64),

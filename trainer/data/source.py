@@ -22,7 +22,7 @@ class Clip:
 
     name: str
     """What logs call it: scene, time and cameras."""
-    images: UInt8[np.ndarray, "T V H W 3"]
+    images: UInt8[np.ndarray, "T V 3 H W"]
     pix_from_cam: Float[np.ndarray, "T V 3 3"]
     """Intrinsics; pixel centres at +0.5."""
     ego_from_cam: Float[np.ndarray, "T V 4 4"]

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float32, Float64, Int
 from trainer.config.data import AugmentConfig, DrivesData
 from trainer.data.clips import name_clip, read_clip
 from trainer.data.columns import Columns
-from trainer.data.decode import channels_first
 from trainer.data.frames import NO_ROW
 from trainer.data.index import Index
 from trainer.data.source import Sample
@@ -74,7 +73,7 @@ class SurroundSource:
         world_from_ego = read.world_from_ego[:, 0]
         pix_from_world = read.pix_from_cam @ self.index.cam_from_world(rows)[..., :3, :]
         sample: dict[str, np.ndarray] = {
-            "images": channels_first(read.images),
+            "images": read.images,
             "images_colours": draw_colours(self.augment.colour_jitter if self.augment else 0.0, rng),
             "pix_from_ego": (pix_from_world @ world_from_ego[:, None]).astype(np.float32),
             "first_from_ego": (np.linalg.inv(world_from_ego[0]) @ world_from_ego).astype(np.float32),

@@ -168,7 +168,7 @@ def test_a_clip_of_the_whole_surround_is_read_with_its_poses(data: NuscenesData)
     rows = frames.rows[[2, 4]]
     clip = read_clip(index, rows, (32, 18))
     assert clip.name == "scene-0001 1500000000500000 CAM_FRONT+CAM_FRONT_LEFT+CAM_BACK"
-    assert clip.images.shape == (2, 3, 18, 32, 3)
+    assert clip.images.shape == (2, 3, 3, 18, 32)
     assert clip.images.dtype == np.uint8
     np.testing.assert_array_equal(np.diff(clip.timestamp_us, axis=1), [[20_000, -40_000]] * 2)
     np.testing.assert_allclose(clip.pix_from_cam, np.broadcast_to([[16.0, 0, 16], [0, 16, 9], [0, 0, 1]], (2, 3, 3, 3)))
