@@ -131,6 +131,7 @@ def pack(
     version: Annotated[
         str | None, typer.Option(help="Version folder of the dataroot, or number of the packed version to verify.")
     ] = None,
+    prefix: Annotated[str, typer.Option(help="Put before the names of scenes, to tell them from another data set's.")] = "",
     drives_per_shard: Annotated[int, typer.Option(help="Scenes that share shards; 8 of nuScenes make 0.3 to 2 GB.", min=1)] = 8,
     workers: Annotated[int | None, typer.Option(help="Processes; one a core by default.", min=1)] = None,
     store: StoreSettings = None,
@@ -146,7 +147,7 @@ def pack(
     if destination is None and not verify:
         raise ConfigError(f"odonata pack {source} has no place to pack it into; give a folder or s3://bucket/prefix as DEST")
     if destination is not None:
-        recording = build.open_recording(Path(source), version)
+        recording = build.open_recording(Path(source), version, prefix)
         with _counting_bar("packing drives") as advance:
             print(
                 write_shards(
@@ -213,14 +214,26 @@ def plan(
         print(json.dumps({"sample": asdict(needs), "plans": [asdict(one) for one in plans]}, indent=2))
         return
     print(f"a sample: {needs.images:.0f} images in {needs.gets:.1f} GET, {needs.bytes / 1e6:.2f} MB fetched, ", end="")
-    print(f"{needs.bytes / needs.useful_bytes:.3f} of what it uses, {1e3 * needs.cpu_s:.1f} CPU ms on this machine")
+    print(f"{needs.bytes / needs.useful_bytes:.3f} times what it uses, {1e3 * needs.cpu_s:.1f} CPU ms on this machine")
     print(f"{clips_per_gpu} samples a GPU in a step of {step_s} s, data set of {plans[0].dataset_gb:,.1f} GB:")
-    names = ("GPUs", "clips/s", "GET/s", "GB/s", "GB/s a node", "prefixes", "cores a GPU", "cached", "hours an epoch")
+    names = (
+        "GPUs",
+        "batch",
+        "clips/s",
+        "GET/s",
+        "GB/s",
+        "GB/s a node",
+        "S3 partitions",
+        "cores a GPU",
+        "cached",
+        "hours an epoch",
+    )
     _print_table(
         names,
         (
             (
                 f"{one.gpus:,}",
+                f"{one.gpus * clips_per_gpu:,}",
                 f"{one.clips_per_s:,.0f}",
                 f"{one.gets_per_s:,.0f}",
                 f"{one.gb_per_s:,.2f}",
@@ -228,7 +241,7 @@ def plan(
                 str(one.prefixes),
                 f"{one.cores_per_gpu:.2f}",
                 f"{one.cached_share:.0%}",
-                f"{one.epoch_hours:,.2f}",
+                f"{one.epoch_hours:,.3g}",
             )
             for one in plans
         ),
@@ -239,7 +252,7 @@ def plan(
 def _parse_gpus(text: str) -> list[int]:
     counts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in counts):
-        raise ConfigError(f"--gpus {text} is no list of numbers of GPUs; write them as 8,64,512")
+        raise ConfigError(f"--gpus {text} is no list of numbers from 1 on; write them as 8,64,512")
     return [int(part) for part in counts]
 
 

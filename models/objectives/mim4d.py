@@ -170,7 +170,7 @@ class Mim4dObjective(Objective):
         images = normalise(batch.shared["images"], batch.shared["images_colours"])
         shown = {
             "image": denormalise(_take(images, self._frames_of(targets[:, :1])))[:, 0, ..., ::stride, ::stride],
-            "LiDAR depth": self._paint_lidar(batch, stride),
+            **({"LiDAR depth, near is red": self._paint_lidar(batch, stride)} if self.config.depth_supervision else {}),
         }
         if self.instants.rebuilt:
             rebuilt = self.rebuild(volumes, batch, slice(0, 1))
@@ -180,7 +180,7 @@ class Mim4dObjective(Objective):
         shown |= self._draw_volume(name, own, batch, targets[:, direct : direct + 1], stride)
         pictures = {title: tile_cameras(cameras) for title, cameras in shown.items()}
         if self.instants.rebuilt:
-            pictures["learned flow"] = paint_flow(rebuilt.flow_m)
+            pictures["learned flow from above"] = paint_flow(rebuilt.flow_m)
         return {title: picture[:, None].clamp(0, 1) for title, picture in pictures.items()}
 
     def build_volumes(self, clips: Encoded, batch: Batch) -> Float[Tensor, "B I E Z Y X"]:

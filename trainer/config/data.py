@@ -146,7 +146,7 @@ class ShardsData(DrivesData):
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     """What to train on, mixed by weight."""
     store: StoreConfig = StoreConfig()
-    """How s3:// is reached; the run's own store section says it for checkpoints only."""
+    """How s3:// is reached; left out, it is the run's own `store` section."""
     cache: CacheConfig | None = None
     """Keep what was fetched; none fetches it again in each epoch."""
 

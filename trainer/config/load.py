@@ -16,20 +16,29 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from trainer.config.data import DataSection, ImagePairsData, NuscenesData, ShardsData
 from trainer.config.run import RunConfig
 from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError
+
+_DATA_KINDS: dict[str, type[DataSection]] = {
+    "nuscenes": NuscenesData,
+    "synthetic": NuscenesData,
+    "shards": ShardsData,
+    "image_pairs": ImagePairsData,
+}
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that `path` describes with `overrides` (`optim.lr=3e-4`) applied; ConfigError says all that is wrong."""
     document = _read_yaml(path)
+    kind = OmegaConf.select(document, "data.kind")
     try:
         document.merge_with_dotlist(_checked(overrides))
         content = OmegaConf.to_container(document, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         raise ConfigError(f"the overrides {list(overrides)} do not fit {path}: {error}; write them as key.key=value") from error
-    return parse_run_config(content, origin=str(path))
+    return parse_run_config(_without_keys_of(kind, content, overrides), origin=str(path))
 
 
 def parse_run_config(content: Any, *, origin: str) -> RunConfig:
@@ -77,6 +86,17 @@ def _read_yaml(path: Path) -> DictConfig:
     return document
 
 
+def _without_keys_of(kind: object, content: Any, overrides: Sequence[str]) -> Any:
+    """`content` without what the file says of its own kind of data, where an override has chosen another kind that has no such keys."""
+    data = content.get("data")
+    if not isinstance(data, dict) or kind is None or data.get("kind") in (kind, None) or data["kind"] not in _DATA_KINDS:
+        return content
+    chosen = _DATA_KINDS[data["kind"]]
+    asked = {override.partition("=")[0] for override in overrides}
+    kept = {name: value for name, value in data.items() if name in chosen.model_fields or f"data.{name}" in asked}
+    return {**content, "data": kept}
+
+
 def _checked(overrides: Sequence[str]) -> list[str]:
     for override in overrides:
         key, equals, _ = override.partition("=")
@@ -90,7 +110,8 @@ def _sentence(detail: ErrorDetails) -> str:
     key = ".".join(str(part) for part in detail["loc"]) or "the run"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(detail["loc"][-1]), _known_keys(), n=1)
+        wrong = str(detail["loc"][-1])
+        near = difflib.get_close_matches(wrong, [known for known in _known_keys() if known != wrong], n=1)
         return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; odonata config --schema lists the keys")
     if detail["type"] == "missing":
         return f"{key}: required and not given; set it in the file or as {key}=..."

@@ -1,6 +1,6 @@
 """The whole of a run: one frozen object, whose cross-field rules are validators named as the rule."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,17 @@ class RunConfig(Section):
     store: StoreConfig = StoreConfig()
     observe: ObserveConfig = ObserveConfig()
     warm_start: WarmStartConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def data_is_reached_like_the_run(cls, content: Any) -> Any:
+        """Packed data that says nothing of its store takes the run's."""
+        if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+            return content
+        data, store = content["data"], content.get("store")
+        if data.get("kind") != "shards" or store is None or "store" in data:
+            return content
+        return {**content, "data": {**data, "store": store}}
 
     @property
     def token_grid(self) -> Grid:

@@ -90,9 +90,9 @@ def open_dataset_index(config: ShardsData, dataset: DatasetConfig) -> Index:
     return open_packed_index(path, config.store, config.cache, patience_s=patience_s)
 
 
-def open_recording(root: Path, version: str | None) -> NuscenesRecording:
-    """A dataroot to pack."""
-    return NuscenesRecording(open_nuscenes_index(NuscenesData(root=root, version=version)))
+def open_recording(root: Path, version: str | None, prefix: str) -> NuscenesRecording:
+    """A dataroot to pack, its scenes named with `prefix` before."""
+    return NuscenesRecording(open_nuscenes_index(NuscenesData(root=root, version=version)), prefix)
 
 
 def choose_dataset_version(config: ShardsData, dataset: DatasetConfig) -> int:
@@ -135,8 +135,8 @@ def _open_pairs(index: Index, config: DrivesData, scenes: list[int], *, split: s
 def _open_surround_clips(index: Index, config: DrivesData, scenes: list[int], *, split: str, needs_lidar: bool) -> Columns:
     if needs_lidar and not index.has_sweeps:
         raise DataError(
-            f"an objective needs LiDAR and {index.root} {index.version} has no LiDAR sweep in its tables; "
-            "bring the rows of the LiDAR in sample_data.json, or leave the objectives that need it out"
+            f"an objective needs LiDAR and {index.root} {index.version} has no LiDAR sweep; take data that has some, "
+            "leave SimIPU out, or let MIM4D do without (depth_supervision: false)"
         )
     path = surround_path(index, config, scenes, needs_lidar=needs_lidar)
     _make_once(path, lambda: find_surround_clips(index, config, scenes, needs_lidar=needs_lidar, split=split))
@@ -146,11 +146,11 @@ def _open_surround_clips(index: Index, config: DrivesData, scenes: list[int], *,
 def find_scenes(index: Index, split: Split, name: str) -> list[int]:
     """Rows of the scenes of split `name`; DataError where it is unknown or empty here."""
     asked = f"split {name} was asked for by data.{split}_split"
+    optional = ", or to null to hold nothing out" if split == "val" else ""
     known = ", ".join(f"{known} ({len(scenes)} scenes)" for known, scenes in index.splits.items())
     if name not in index.splits:
-        raise DataError(f"{asked} and {index.root} knows {known}; set data.{split}_split to one of them")
+        raise DataError(f"{asked} and {index.root} knows {known}; set data.{split}_split to one of them{optional}")
     if not index.splits[name]:
-        optional = " or to null" if split == "val" else ""
         raise DataError(
             f"{asked} and none of its scenes is among the {len(index.scenes)} of {index.root} {index.version}, which has "
             f"{known}; set data.{split}_split to one that has scenes{optional}"

@@ -75,18 +75,23 @@ def index_folder(config: DrivesData) -> Path:
 def find_version(root: Path, version: str | None) -> str:
     """The version folder to read; DataError with what there is where that is not clear."""
     if not root.is_dir():
-        raise DataError(f"data.root {root} was to be read and is not a folder; set data.root to a nuScenes dataroot")
+        raise DataError(
+            f"{root} was to be read as a dataroot and is not a folder; give a nuScenes dataroot (data.root in a run config), or make a "
+            "synthetic one with `odonata synthesize`"
+        )
+    if (root / "versions").is_dir() and (root / "shards").is_dir():
+        raise DataError(f"{root} was to be read as a dataroot and holds packed data; read it with data.kind shards")
     found = sorted(tables.parent.name for tables in root.glob("*/sample_data.json"))
     listing = ", ".join(found) or "no folder with nuScenes tables"
     if version is None and len(found) == 1:
         return found[0]
     if version is None:
-        asked = "data.version was left out, which takes the only version there is,"
+        asked = "no version was named, which takes the only one there is,"
     elif (root / version).is_dir():
         return version
     else:
-        asked = f"data.version {version} was asked for"
-    advice = "set data.version to one of them" if found else "set data.root to a nuScenes dataroot"
+        asked = f"version {version} was asked for"
+    advice = "name one of them" if found else "give a nuScenes dataroot"
     raise DataError(f"{asked} and {root} holds {listing}; {advice}")
 
 

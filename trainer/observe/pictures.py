@@ -135,7 +135,7 @@ def _write_words(sheet: Image.Image, layout: Layout, titles: list[str], rows: li
 
 def _explain(clips: int, frames: int, shown: int) -> str:
     if frames == 1:
-        return f"{clips} images" if clips > 1 else "1 image"
+        return f"{clips} clips" if clips > 1 else "1 clip"
     which = f"all {frames}" if shown == frames else f"{shown} of {frames}"
     return f"{clips} clips, {which} frames of each from top to bottom"
 

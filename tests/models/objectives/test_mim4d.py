@@ -166,7 +166,7 @@ def test_one_instant_is_rendered_directly_alone() -> None:
     losses.total.backward()
     assert not any("rebuilt" in name for name in losses.parts) and losses.parts["mim4d/direct_rgb"] > 0
     assert all(weight.grad is not None for weight in model.parameters())
-    assert set(model(batch, "draw")["mim4d"]) == {"image", "LiDAR depth", "direct: colour", "direct: depth"}
+    assert set(model(batch, "draw")["mim4d"]) == {"image", "LiDAR depth, near is red", "direct: colour", "direct: depth"}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -188,7 +188,7 @@ def test_every_parameter_learns_and_every_task_runs(mode: str, lift: str) -> Non
     } <= figures.keys()
     drawn = model(batch, "draw")["mim4d"]
     assert all(image.isfinite().all() and image.min() >= 0 and image.max() <= 1 for image in drawn.values())
-    assert "rebuilt: depth" in drawn and "learned flow" in drawn
+    assert "rebuilt: depth" in drawn and "learned flow from above" in drawn
 
 
 def test_the_loss_is_the_weighted_sum_over_branches() -> None:

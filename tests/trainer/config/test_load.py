@@ -126,3 +126,14 @@ def test_a_wrong_entry_of_a_list_is_told_once() -> None:
         load_run_config(TINY, ["objectives[0].mask.ratio=2"])
     (problem,) = str(caught.value).splitlines()[1:]
     assert "mask.ratio" in problem
+
+
+def test_an_override_of_the_kind_of_data_leaves_behind_what_the_file_says_of_its_own(tmp_path: Path) -> None:
+    packed = ("data.kind=shards", "data.datasets=[{uri: packed}]", "store.region=eu-west-1")
+    config = load_run_config(TINY, packed)
+    assert config.data.kind == "shards" and config.data.datasets[0].uri == "packed"
+    assert config.data.clip == load_run_config(TINY).data.clip
+    assert config.data.store.region == "eu-west-1", "packed data is reached like the run"
+    assert load_run_config(TINY, (*packed, "data.store.region=us-east-1")).data.store.region == "us-east-1"
+    with pytest.raises(ConfigError, match=r"data\.shards\.root: unknown key"):
+        load_run_config(TINY, (*packed, "data.root=somewhere"))

@@ -13,6 +13,10 @@ from trainer.data.shards.recording import Captures, Drive, Images
 from trainer.errors import DataError
 
 _ROTATION_TOLERANCE = 1e-3
+_SKEW_US = 1_000_000
+"""Sensors that are nearer to each other than this may fire in turn."""
+_SHORTEST_PERIOD_US = 1_000
+"""No camera or LiDAR is faster: times that follow each other more closely are in other units."""
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ def find_skewed_clocks(drive: Drive) -> dict[str, float]:
         )
         for sensor, (first, last) in spans.items()
     }
-    return {sensor: gap / 1e6 for sensor, gap in gaps.items() if gap > 0}
+    return {sensor: gap / 1e6 for sensor, gap in gaps.items() if gap > _SKEW_US}
 
 
 def _find_faults(captures: Captures) -> Iterator[str]:
@@ -76,13 +80,26 @@ def _find_faults(captures: Captures) -> Iterator[str]:
         if len(bad):
             yield f"its {name} is no rotation and translation, first of {captures.file[bad[0]]}"
     if isinstance(captures, Images):
-        bad = np.flatnonzero((captures.size_px <= 0).any(-1) | (captures.pix_from_cam[:, 2] != (0, 0, 1)).any(-1))
-        if len(bad):
-            yield f"has no pinhole camera of positive size, first of {captures.file[bad[0]]}"
+        yield from _find_odd_cameras(captures)
     if len(set(captures.file)) != count:
         yield f"names a {kind} file more than once"
     if len(set(zip(captures.sensor, captures.timestamp_us.tolist(), strict=True))) != count:
         yield f"has two {kind}s of one sensor at the same time"
+    yield from _find_other_units(captures)
+
+
+def _find_odd_cameras(images: Images) -> Iterator[str]:
+    bad = np.flatnonzero((images.size_px <= 0).any(-1) | (images.pix_from_cam[:, 2] != (0, 0, 1)).any(-1))
+    if len(bad):
+        yield f"has no pinhole camera of positive size, first of {images.file[bad[0]]}"
+
+
+def _find_other_units(captures: Captures) -> Iterator[str]:
+    sensors = np.array(captures.sensor, dtype=np.str_)
+    for sensor in np.unique(sensors):
+        gaps_us = np.diff(np.sort(captures.timestamp_us[sensors == sensor]))
+        if len(gaps_us) and np.median(gaps_us) < _SHORTEST_PERIOD_US:
+            yield f"its {sensor} fires every {np.median(gaps_us):.0f} microseconds, which none can: timestamp_us is in microseconds"
 
 
 def _are_poses(transforms: np.ndarray) -> np.ndarray:

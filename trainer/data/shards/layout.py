@@ -122,7 +122,7 @@ def choose_version(store: Store, number: int | None = None) -> int:
         )
     if number is not None and number not in found:
         raise DataError(
-            f"version {number} of {store.uri} was asked for and there are {', '.join(map(str, found))}; ask for one of them"
+            f"version {number} of {store.uri} was asked for and it has only {', '.join(map(str, found))}; ask for one that it has"
         )
     return number or found[-1]
 

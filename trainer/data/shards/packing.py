@@ -230,7 +230,7 @@ def write_shard(
             yield from head
             for row in rows.tolist():
                 file = captures.file[row]
-                data = recording.read_file(file)
+                data = _read_file(recording, file)
                 pieces = _tar_member(f"{drive.name}/{_member_name(captures, row)}", data, int(captures.timestamp_us[row]))
                 placed[file] = Placed(key, offset + len(pieces[0]), len(data), zlib.crc32(data))
                 offset += sum(map(len, pieces))
@@ -352,6 +352,16 @@ def _describe(drive: Drive, captures: Captures, rows: np.ndarray) -> bytes:
             one["size_px"] = captures.size_px[row].tolist()
         described.append(one)
     return json.dumps({"drive": drive.name, "splits": drive.splits, "files": described}).encode()
+
+
+def _read_file(recording: Recording, file: str) -> bytes:
+    try:
+        return recording.read_file(file)
+    except OSError as error:
+        raise DataError(
+            f"{file} of {recording.name} was to be packed and cannot be read: {error.strerror or error}; bring the file back, "
+            "or take it out of its drive"
+        ) from error
 
 
 def _member_name(captures: Captures, row: int) -> str:

@@ -26,7 +26,15 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Int64
 
 from trainer.data.index import Index
-from trainer.errors import DataError
+
+_TYPES = {
+    "timestamp_us": np.int64,
+    "is_key_frame": np.bool_,
+    "ego_from_sensor": np.float64,
+    "world_from_ego": np.float64,
+    "pix_from_cam": np.float64,
+    "size_px": np.int64,
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,14 @@ class Captures:
 
     def __len__(self) -> int:
         return len(self.file)
+
+    def __post_init__(self) -> None:
+        """Lists, and arrays of other types, do as well: what is equal packs equally."""
+        for name in ("sensor", "file"):
+            object.__setattr__(self, name, tuple(map(str, getattr(self, name))))
+        for name, dtype in _TYPES.items():
+            if hasattr(self, name):
+                object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
 
 
 @dataclass(frozen=True)
@@ -100,15 +116,16 @@ class Recording(Protocol):
         ...
 
     def read_file(self, file: str) -> bytes:
-        """The bytes of a file. DataError where it cannot be read."""
+        """The bytes of a file. OSError where it cannot be read."""
         ...
 
 
 @dataclass(frozen=True)
 class NuscenesRecording:
-    """A nuScenes dataroot by its index."""
+    """A nuScenes dataroot by its index; `prefix` before the names of its scenes tells them from those of another one."""
 
     index: Index
+    prefix: str = ""
 
     @property
     def name(self) -> str:
@@ -117,11 +134,12 @@ class NuscenesRecording:
 
     def drives(self) -> Sequence[str]:
         """As Recording has it."""
-        return self.index.scenes
+        return [f"{self.prefix}{scene}" for scene in self.index.scenes]
 
     def read_drive(self, drive: str) -> Drive:
         """As Recording has it."""
-        index, scene = self.index, self.index.scenes.index(drive)
+        index, name = self.index, drive.removeprefix(self.prefix)
+        scene = index.scenes.index(name)
         first, end = index.columns["first_image"][[scene * len(index.cameras), (scene + 1) * len(index.cameras)]]
         rows = np.arange(first, end)
         images = Images(
@@ -137,19 +155,12 @@ class NuscenesRecording:
             **self._taken("sweep", swept),
             ego_from_sensor=index.columns["sweep_ego_from_lidar"][swept],
         )
-        splits = tuple(split for split, names in index.splits.items() if drive in names and split != "all")
+        splits = tuple(split for split, names in index.splits.items() if name in names and split != "all")
         return Drive(drive, splits, images, sweeps)
 
     def read_file(self, file: str) -> bytes:
         """As Recording has it."""
-        path = Path(self.index.root) / file
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{path} was to be packed and cannot be read: {error.strerror or error}; bring the file back, "
-                "or take its rows out of the tables"
-            ) from error
+        return (Path(self.index.root) / file).read_bytes()
 
     def _taken(self, kind: str, rows: Int[np.ndarray, " K"]) -> dict:
         columns = self.index.columns

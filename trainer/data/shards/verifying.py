@@ -35,7 +35,7 @@ class Damage:
         if not self.files:
             return f"{self.key} {self.reason}"
         more = f" and {len(self.files) - _NAMED} more" if len(self.files) > _NAMED else ""
-        return f"{self.key} {self.reason}, {len(self.files)} files are lost: {', '.join(self.files[:_NAMED])}{more}"
+        return f"{self.key} {self.reason}; lost: {', '.join(self.files[:_NAMED])}{more}"
 
 
 def verify(store: Store, version: Version, progress: Progress = lambda count: None) -> list[Damage]:
@@ -80,8 +80,9 @@ def raise_if_damaged(store: Store, version: Version, damaged: list[Damage]) -> N
     if damaged:
         listing = "\n  ".join(map(str, damaged))
         raise DataError(
-            f"version {version.version} of {store.uri} was verified and {len(damaged)} of its objects are damaged; bring them back from "
-            f"where they were copied from, or pack the drives again elsewhere; training replaces and counts the lost clips:\n  {listing}"
+            f"version {version.version} of {store.uri} was verified and objects are damaged: {len(damaged)}; bring them back from where "
+            "they were copied from, or pack the drives again elsewhere. Training replaces and counts clips of damaged files, and "
+            f"does not start where an object is missing:\n  {listing}"
         )
 
 

@@ -1,7 +1,7 @@
 """What an adapter may get wrong about a drive, told before anything is packed."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,7 @@ FAULTS: dict[str, tuple[Callable[[], Drive], str]] = {
     ),
     "an image without size": (lambda: drive_of(size_px=changed(GOOD.size_px, (4, 1), 0)), r"positive size, first of 4\.jpg"),
     "a file named twice": (lambda: drive_of(file=("0.jpg",) * COUNT), "more than once"),
+    "times in milliseconds": (lambda: drive_of(timestamp_us=GOOD.timestamp_us // 1000), "timestamp_us is in microseconds"),
     "a time taken twice": (lambda: drive_of(timestamp_us=np.zeros(COUNT, np.int64)), "two images of one sensor at the same time"),
 }
 
@@ -77,6 +78,21 @@ def test_what_cannot_be_meant_is_told(fault: str) -> None:
     make, sentence = FAULTS[fault]
     with pytest.raises(DataError, match=sentence):
         check_drive(make())
+
+
+def test_a_single_instant_of_sensors_that_fire_in_turn_is_no_clock_that_is_off(caplog: pytest.LogCaptureFixture) -> None:
+    instant = Images(**{field.name: getattr(GOOD, field.name)[:2] for field in fields(GOOD)})
+    check_drive(Drive("one", (), replace(instant, timestamp_us=np.array([0, 50_000])), NO_SWEEPS))
+    assert not caplog.records
+
+
+def test_lists_do_as_well_as_arrays_and_are_the_same_drive() -> None:
+    listed = {field.name: np.asarray(getattr(GOOD, field.name)).tolist() for field in fields(GOOD)}
+    plain = Images.__new__(Images)
+    for name, value in listed.items():
+        object.__setattr__(plain, name, value)
+    plain.__post_init__()
+    assert replace(drive_of(), images=plain).fingerprint == drive_of().fingerprint
 
 
 def test_a_clock_that_is_off_is_told_and_does_not_stop_the_packing(caplog: pytest.LogCaptureFixture) -> None:
