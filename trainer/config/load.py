@@ -23,13 +23,18 @@ from trainer.errors import ConfigError
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that `path` describes with `overrides` (`optim.lr=3e-4`) applied; ConfigError says all that is wrong."""
-    document = _read_yaml(path)
+    return override_run_config(_read_yaml(path), overrides, origin=str(path))
+
+
+def override_run_config(content: Any, overrides: Sequence[str], *, origin: str) -> RunConfig:
+    """As `parse_run_config`, with `overrides` applied to plain data or to a YAML document."""
+    document = OmegaConf.create(content)
     try:
         document.merge_with_dotlist(_checked(overrides))
-        content = OmegaConf.to_container(document, resolve=True)
+        resolved = OmegaConf.to_container(document, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
-        raise ConfigError(f"the overrides {list(overrides)} do not fit {path}: {error}; write them as key.key=value") from error
-    return parse_run_config(content, origin=str(path))
+        raise ConfigError(f"the overrides {list(overrides)} do not fit {origin}: {error}; write them as key.key=value") from error
+    return parse_run_config(resolved, origin=origin)
 
 
 def parse_run_config(content: Any, *, origin: str) -> RunConfig:
