@@ -147,7 +147,7 @@ def pack(
     if destination is None and not verify:
         raise ConfigError(f"odonata pack {source} has no place to pack it into; give a folder or s3://bucket/prefix as DEST")
     if destination is not None:
-        recording = build.open_recording(Path(source), version, prefix)
+        recording = build.open_recording(Path(source), version, prefix=prefix)
         with _counting_bar("packing drives") as advance:
             print(
                 write_shards(
@@ -173,6 +173,59 @@ def _verify_packed(uri: str, settings: "StoreConfig", version: str | None) -> No
         damaged = find_damage(place, packed, advance)
     raise_if_damaged(place, packed, damaged)
     print(f"{place.uri} version {packed.version}: every one of {total:,} bytes is as it was written")
+
+
+@app.command(
+    epilog="Example: `odonata evaluate depth --encoder runs/base --data root=/data/nuscenes --frozen --seed 0 --seed 1 --seed 2`; "
+    "beside it `odonata evaluate depth --encoder scratch --like runs/base --data root=/data/nuscenes --finetune`"
+)
+def evaluate(
+    task: Annotated[Literal["depth", "pose", "flow"], typer.Argument(metavar="TASK", help="depth, pose or flow.")],
+    encoder: Annotated[str, typer.Option(metavar="RUN|URI|scratch", help="A run, one of its checkpoints, or a fresh encoder.")],
+    overrides: Overrides = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Keys of the data section, as root=/data/nuscenes.")
+    ] = None,
+    frozen: Annotated[
+        bool, typer.Option("--frozen/--finetune", help="Train the head alone, or the encoder along with it.")
+    ] = True,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of head and order; several give an interval.", min=0)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of training; the protocol's by default.", min=1)] = None,
+    clips: Annotated[int, typer.Option(help="Held-out clips to score, at most.", min=1)] = 1000,
+    like: Annotated[str | None, typer.Option(metavar="RUN", help="With scratch: the run whose encoder's shape to take.")] = None,
+    size: Annotated[
+        Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"] | None,
+        typer.Option(help="With scratch: the size of the encoder."),
+    ] = None,
+    patch_px: Annotated[int | None, typer.Option(help="With scratch: the side of its patches.", min=4)] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="URI", help="Where runs and result go; named after task and encoder by default.")
+    ] = None,
+    store: StoreSettings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an encoder is worth: train a head on it, score held-out scenes. Works alone and under `accelerate launch`."""
+    from trainer.config.load import parse_store_config
+    from trainer.evaluation import planning
+    from trainer.evaluation.evaluate import evaluate as train_and_score
+    from trainer.observe.logs import configure_logging
+    from trainer.parallel.launch import read_launch
+
+    configure_logging(int(os.environ.get("RANK", "0")))
+    settings = parse_store_config(store or [])
+    mode: Literal["frozen", "finetuned"] = "frozen" if frozen else "finetuned"
+    chosen = planning.choose_encoder(encoder, settings, like=like, size=size, patch_px=patch_px)
+    place = out or f"runs/evaluate/{task}-{chosen.name}-{mode}"
+    configs = [
+        planning.plan_run(
+            task, chosen, mode, seed=one, out=place, steps=steps, data=data or (), overrides=overrides or (), store=settings
+        )
+        for one in dict.fromkeys(seed or [0])
+    ]
+    launch = read_launch(os.environ, configs[0].parallel)
+    done = train_and_score(task, chosen, mode, configs, launch, out=place, clips=clips, job=os.environ.get("ODONATA_JOB"))
+    if done:
+        print(json.dumps(done.as_json(), indent=2) if as_json else done.as_markdown(), end="")
 
 
 @app.command(

@@ -19,6 +19,6 @@ Letters of the shapes, here and everywhere:
     temporal.py      a volume from its neighbours in time   rendering.py  colours and depths along rays
     images.py        pixels for the encoder and for people
     pretraining.py   one encoder under a weighted list of objectives: the module that is trained
-    objectives/      what an objective is, and one paper a file
+    objectives/      what an objective is, and one paper or downstream task a file       heads/        of downstream tasks
     official_croco.py  published weights in and out       flops.py  operations that a step needs
 """

@@ -33,6 +33,10 @@ class Batch:
         first_point                                  int64    T + 1, where each frame's points begin; a frame may have none
         ego_from_lidar                               float32  T 4 4, through the motion between sweep and frame; 0 without a sweep
         pix_from_lidar                               float32  T V 3 4, through ego motion, intrinsics and window
+    and of consecutive images of one camera:
+        consecutive_images                           uint8    2 1 3 H W, an image and the camera's next one, through one window
+        consecutive_colours                          float32  3, of both, as above
+        flow_px                                      float32  H W 2, right and down, to where what is seen stands in the next; or NaN
     `prepared[name]` is what objective `name` made of it, as its Preparation says.
     `clips` names each sample for logs and pictures, `replaced` says which clips could not be read, and why.
     """

@@ -1,4 +1,4 @@
-"""The sections of a run config that describe the encoder and the objectives. Imports no torch.
+"""The sections of a run config that describe the encoder, the objectives and the downstream tasks. Imports no torch.
 
 Sizes follow the ViT literature: tiny and small from DeiT (Touvron et al. 2021), base to huge from Dosovitskiy et al.
 2021, giant and gigantic from Zhai et al. 2022. Point encoders: `reference` is that of SimIPU (Li et al. 2022).
@@ -132,6 +132,12 @@ class EncoderConfig(Section):
     """Probability with which the last block is skipped for a sample; earlier blocks less, linearly."""
     attention: AttentionBackend = "auto"
     """Which kernel runs attention; auto takes xFormers on CUDA where it can run, SDPA elsewhere."""
+    has_time: bool | None = None
+    """Whether positions know time; none where a clip has more than one tubelet. To be said where an encoder of clips gets images."""
+
+    def knows_time(self, grid: Grid) -> bool:
+        """Whether positions of clips with `grid` know time."""
+        return (self.tubelet_frames > 1 or grid.t > 1) if self.has_time is None else self.has_time
 
     @property
     def shape(self) -> TransformerShape:
@@ -293,7 +299,56 @@ class Mim4dConfig(Section):
         return VOLUME_SHAPES[self.volume]
 
 
-ObjectiveConfig = Annotated[CrocoConfig | SimipuConfig | Mim4dConfig, Field(discriminator="kind")]
+class DepthConfig(Section):
+    """Downstream: monocular depth, one image at a time, learnt from the LiDAR points that fall on it."""
+
+    kind: Literal["depth"] = "depth"
+    weight: float = Field(1.0, gt=0)
+    """Factor on this task's loss in the sum over objectives."""
+    head_width: int = Field(64, ge=8)
+    """Channels of the head's feature maps; DPT has 256."""
+    points: int = Field(1024, ge=1)
+    """LiDAR points of an image that are learnt from and scored; a random choice where more fall on it."""
+    near_m: float = Field(1.0, gt=0)
+    """Nearest depth that is predicted and scored."""
+    far_m: float = Field(80.0, gt=0)
+    """Farthest depth that is predicted and scored; 80 m is the usual cap on KITTI."""
+
+    @model_validator(mode="after")
+    def range_is_ordered(self) -> "DepthConfig":
+        if self.near_m >= self.far_m:
+            raise ValueError(f"near_m {self.near_m} is not below far_m {self.far_m}; 1 and 80 are the defaults")
+        return self
+
+
+class PoseConfig(Section):
+    """Downstream: the relative pose of the cameras of a pair."""
+
+    kind: Literal["pose"] = "pose"
+    weight: float = Field(1.0, gt=0)
+    """Factor on this task's loss in the sum over objectives."""
+    decoder: Literal["tiny", "small", "base"] = "tiny"
+    """Size of the decoder in which the images meet, as in CroCo."""
+    rotation_weight: float = Field(3.0, ge=0)
+    """What an error of the rotation (Frobenius norm, about 1.4 times its angle in radians) costs against one of a metre."""
+
+
+class FlowConfig(Section):
+    """Downstream: dense optical flow from an image to the camera's next one; its truth exists for synthetic scenes alone."""
+
+    kind: Literal["flow"] = "flow"
+    weight: float = Field(1.0, gt=0)
+    """Factor on this task's loss in the sum over objectives."""
+    decoder: Literal["tiny", "small", "base"] = "tiny"
+    """Size of the decoder in which the images meet, as in CroCo."""
+    head_width: int = Field(64, ge=8)
+    """Channels of the head's feature maps; DPT has 256."""
+
+
+TaskConfig = DepthConfig | PoseConfig | FlowConfig
+"""Downstream tasks: what an encoder is evaluated by, each with ground truth."""
+
+ObjectiveConfig = Annotated[CrocoConfig | SimipuConfig | Mim4dConfig | TaskConfig, Field(discriminator="kind")]
 
 
 def _fill_preset(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -134,13 +134,13 @@ class VideoEncoder(nn.Module):
 
 
 def build_encoder(config: EncoderConfig, grid: Grid) -> VideoEncoder:
-    """The encoder of a run whose clips have `grid`; positions know time as soon as there is some."""
+    """The encoder of a run whose clips have `grid`; positions know time as soon as there is some, or as the config says."""
     return VideoEncoder(
         config.shape,
         patch_px=config.patch_px,
         tubelet_frames=config.tubelet_frames,
         positions=config.positions,
-        has_time=config.tubelet_frames > 1 or grid.t > 1,
+        has_time=config.knows_time(grid),
         drop_path=config.drop_path,
         attention=config.attention,
     )

@@ -134,11 +134,18 @@ def paint_depth(depth_m: Float[Tensor, "*n"], far_m: float) -> Float[Tensor, "*n
 
 def paint_flow(flow_m: Float[Tensor, "B Q Y X 2"]) -> Float[Tensor, "B 3 Y X"]:
     """Of the first source: direction as hue, length as how strong the colour is; x up and y left, as the car drives up."""
-    x, y = flow_m[:, 0].unbind(-1)
+    first = flow_m[:, 0]
+    longest = torch.linalg.vector_norm(first, dim=-1).amax(dim=(1, 2))
+    return paint_flow_px(first, longest).transpose(2, 3).flip(2, 3)
+
+
+def paint_flow_px(flow: Float[Tensor, "B H W 2"], longest: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
+    """Direction as hue, and length as how strong the colour is: fullest at `longest`."""
+    x, y = flow.unbind(-1)
     length = torch.hypot(x, y)
-    strength = (length / length.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6))[..., None]
+    strength = (length / longest[:, None, None].clamp(min=1e-6)).clamp(max=1)[..., None]
     angle = torch.atan2(y, x)[..., None]
-    thirds = torch.arange(3, device=flow_m.device) * (2 * math.pi / 3)
+    thirds = torch.arange(3, device=flow.device) * (2 * math.pi / 3)
     hue = 0.5 + 0.5 * torch.cos(angle - thirds)
-    colours = 1 - strength * (1 - hue)  # (B, Y, X, 3)
-    return colours.permute(0, 3, 2, 1).flip(2, 3)
+    colours = 1 - strength * (1 - hue)  # (B, H, W, 3)
+    return colours.permute(0, 3, 1, 2)

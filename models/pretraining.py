@@ -12,16 +12,30 @@ import torch
 from torch import nn
 
 from models.batch import Batch, Losses
-from models.config import CrocoConfig, EncoderConfig, Grid, Mim4dConfig, ObjectiveConfig, SimipuConfig
+from models.config import (
+    CrocoConfig,
+    DepthConfig,
+    EncoderConfig,
+    FlowConfig,
+    Grid,
+    Mim4dConfig,
+    ObjectiveConfig,
+    PoseConfig,
+    SimipuConfig,
+)
 from models.encoder import VideoEncoder, build_encoder
 from models.objectives.base import Objective, Preparation, encode
 from models.objectives.croco import CrocoPreparation, build_croco
+from models.objectives.depth import DepthPreparation, build_depth
+from models.objectives.downstream import DownstreamObjective
+from models.objectives.flow import FlowPreparation, build_flow
 from models.objectives.mim4d import Mim4dObjective
 from models.objectives.mim4d_prepare import Instants, Mim4dPreparation
+from models.objectives.pose import PosePreparation, build_pose
 from models.objectives.simipu import SimipuPreparation, build_simipu
 from models.peers import ALONE, Peers
 
-Task = Literal["train", "evaluate", "draw"]
+Task = Literal["train", "evaluate", "draw", "predict"]
 
 
 class PretrainingModel(nn.Module):
@@ -35,10 +49,14 @@ class PretrainingModel(nn.Module):
         self.objectives = nn.ModuleDict({objective.name: objective for objective in objectives})
         self.weights = dict(weights)
         self.peers = peers
+        self.encoder_is_frozen = False
         self.tokens_per_sample = sum(objective.tokens_per_sample for objective in objectives)
 
     def forward(self, batch: Batch, task: Task) -> Any:
-        """train: Losses. evaluate: name -> (B,). draw: objective -> title -> B T 3 H W."""
+        """train: Losses. evaluate: name -> (B,). draw: objective -> title -> B T 3 H W. predict: downstream task -> its answer."""
+        if task == "predict":
+            tasks = ((name, objective) for name, objective in self._named() if isinstance(objective, DownstreamObjective))
+            return {name: objective.predict(self.encoder, batch) for name, objective in tasks}
         if task == "draw":
             return {name: objective.draw(self.encoder, batch) for name, objective in self._named()}
         if task == "evaluate":
@@ -47,6 +65,19 @@ class PretrainingModel(nn.Module):
         losses = self._losses(batch)
         total = torch.stack([self.weights[name] * of_one.total for name, of_one in losses.items()]).sum()
         return Losses(total, {f"{name}/{part}": value for name, of_one in losses.items() for part, value in of_one.parts.items()})
+
+    def freeze_encoder(self) -> None:
+        """From here on the encoder stays as it is: it has no gradients and drops nothing."""
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+        self.encoder_is_frozen = True
+
+    def train(self, mode: bool = True) -> "PretrainingModel":
+        """As torch has it; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.encoder.eval()
+        return self
 
     def _losses(self, batch: Batch) -> dict[str, Losses]:
         """Every objective's loss, after one call of the encoder for the clips of all."""
@@ -78,6 +109,12 @@ def _build_objective(
             return build_simipu(config, encoder, grid, cameras=cameras)
         case Mim4dConfig():
             return Mim4dObjective(_find_instants(config, encoder_config, grid, cameras), encoder_width=encoder.shape.width)
+        case DepthConfig():
+            return build_depth(config, encoder_config, encoder, grid, cameras=cameras)
+        case PoseConfig():
+            return build_pose(config, encoder, grid)
+        case FlowConfig():
+            return build_flow(config, encoder_config, encoder, grid)
 
 
 def build_preparations(
@@ -96,6 +133,12 @@ def _build_preparation(config: ObjectiveConfig, grid: Grid, encoder_config: Enco
             return SimipuPreparation(config, grid, encoder_config.patch_px, encoder_config.tubelet_frames, cameras, blocks)
         case Mim4dConfig():
             return Mim4dPreparation(_find_instants(config, encoder_config, grid, cameras), blocks)
+        case DepthConfig():
+            return DepthPreparation(config, (grid.w * encoder_config.patch_px, grid.h * encoder_config.patch_px), blocks)
+        case PoseConfig():
+            return PosePreparation(blocks)
+        case FlowConfig():
+            return FlowPreparation(blocks)
 
 
 def _find_instants(config: Mim4dConfig, encoder_config: EncoderConfig, grid: Grid, cameras: int) -> Instants:

@@ -17,7 +17,7 @@ def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "odonata", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("config",), ("synthesize",), ("pack",), ("plan",)])
+@pytest.mark.parametrize("command", [(), ("train",), ("config",), ("synthesize",), ("pack",), ("plan",), ("evaluate",)])
 def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None:
     done = odonata(*command, "--help")
     assert done.returncode == 0
@@ -31,6 +31,12 @@ def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None
         (("config",), "needs a run config"),
         (("config", TINY, "optim.lrr=1"), "did you mean lr?"),
         (("train", TINY, "--resume", "perhaps"), "neither auto nor never"),
+        (("evaluate", "depth", "--encoder", "scratch"), "not which encoder"),
+        (("evaluate", "depth", "--encoder", "nowhere", "--data", "root=city"), "there is no run"),
+        (
+            ("evaluate", "pose", "--encoder", "scratch", "--size", "tiny", "--data", "kind=synthetic"),
+            "data.synthetic.root: required",
+        ),
         (("pack", "nowhere"), "has no place to pack it into"),
         (("pack", "nowhere", "packed"), "is not a folder; give a nuScenes dataroot"),
         (("pack", "--verify", "nowhere"), "has no version"),

@@ -2,7 +2,7 @@
 
 data        the version of packed data, the index and both sources; fields that objectives need are offered; no GPU is touched before this
 ranks       join the process group, become the run's writer
-model       seeded weights, warm start, engine (sharding, optimiser, moving average)
+model       seeded weights, warm start, freeze, engine (sharding, optimiser, moving average)
 state       the newest whole checkpoint, if there is one
 batches     from the step that the state says
 observers   the run folder, the progress bar, /metrics
@@ -168,6 +168,8 @@ def build_trained_engine(config: RunConfig, launch: Launch) -> Engine:
     model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras, peers=find_peers())
     if config.warm_start:
         load_into_model(open_store(config.warm_start.uri, config.store), model, parts=config.warm_start.parts)
+    if not config.optim.train_encoder:
+        model.freeze_encoder()
     return build_engine(model.to(launch.device), launch, config.parallel, config.optim)
 
 

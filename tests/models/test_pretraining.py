@@ -11,7 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.batch import Batch, Losses
-from models.config import CrocoConfig, EncoderConfig, Grid, ObjectiveConfig
+from models.config import CrocoConfig, DepthConfig, EncoderConfig, Grid, ObjectiveConfig
 from models.layers import Block, DecoderBlock
 from models.pretraining import PretrainingModel, build_model, build_preparations
 from tests.gloo import run_ranks
@@ -239,3 +239,30 @@ def test_two_sharded_ranks_compute_what_one_process_does() -> None:
         # gathered weights are bf16 then, those of norms too, which autocast alone leaves float32
         assert rounded["losses"][1] == pytest.approx(rounded["losses"][0], rel=1e-2)
         assert rounded["gradient_error"] < 0.1
+
+
+def test_a_frozen_encoder_has_no_gradients_and_drops_nothing_while_the_rest_trains() -> None:
+    model, batch = seeded_model(DROPPING), random_batch(DROPPING)
+    model.freeze_encoder()
+    model.train()
+    assert model.objectives.training and not any(module.training for module in model.encoder.modules())
+    model(batch, "train").total.backward()
+    learning = {name for name, weight in model.named_parameters() if weight.grad is not None}
+    assert learning == {name for name, _ in model.named_parameters() if name.startswith("objectives.")}
+
+
+def test_only_downstream_tasks_predict() -> None:
+    grid = Grid(1, 1, 2, 3)
+    preparations = build_preparations([DepthConfig(points=8), SIMIPU], grid, VIDEO_ENCODER, cameras=SURROUND_CAMERAS)
+    batch = surround_batch(preparations, [surround_sample(grid, tubelet_frames=1)])
+    model = build_model(VIDEO_ENCODER, [DepthConfig(points=8), SIMIPU], grid, cameras=SURROUND_CAMERAS).eval()
+    assert model(batch, "predict").keys() == {"depth"}
+
+
+def test_an_encoder_of_clips_knows_time_where_it_is_given_images() -> None:
+    images, clips = Grid(1, 1, 2, 3), Grid(2, 1, 2, 3)
+    flat = EncoderConfig(size="tiny", patch_px=4)
+    assert [flat.knows_time(grid) for grid in (images, clips)] == [False, True]
+    told = flat.model_copy(update={"has_time": True})
+    assert build_model(told, [DepthConfig(points=8)], images, cameras=1).encoder.has_time
+    assert VIDEO_ENCODER.knows_time(images)

@@ -31,14 +31,19 @@ _DATA_KINDS: dict[str, type[DataSection]] = {
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that `path` describes with `overrides` (`optim.lr=3e-4`) applied; ConfigError says all that is wrong."""
-    document = _read_yaml(path)
+    return override_run_config(_read_yaml(path), overrides, origin=str(path))
+
+
+def override_run_config(content: Any, overrides: Sequence[str], *, origin: str) -> RunConfig:
+    """As `parse_run_config`, with `overrides` applied to plain data or to a YAML document."""
+    document = OmegaConf.create(content)
     kind = OmegaConf.select(document, "data.kind")
     try:
         document.merge_with_dotlist(_checked(overrides))
-        content = OmegaConf.to_container(document, resolve=True)
+        resolved = OmegaConf.to_container(document, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
-        raise ConfigError(f"the overrides {list(overrides)} do not fit {path}: {error}; write them as key.key=value") from error
-    return parse_run_config(_without_keys_of(kind, content, overrides), origin=str(path))
+        raise ConfigError(f"the overrides {list(overrides)} do not fit {origin}: {error}; write them as key.key=value") from error
+    return parse_run_config(_without_keys_of(kind, resolved, overrides), origin=origin)
 
 
 def parse_run_config(content: Any, *, origin: str) -> RunConfig:

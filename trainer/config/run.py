@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from models.config import CrocoConfig, EncoderConfig, Grid, Mim4dConfig, ObjectiveConfig, Section
+from models.config import CrocoConfig, EncoderConfig, Grid, Mim4dConfig, ObjectiveConfig, Section, TaskConfig
 from trainer.config.data import DataConfig, DrivesData
 from trainer.config.store import StoreConfig
 from trainer.config.training import (
@@ -56,7 +56,7 @@ class RunConfig(Section):
         """Tokens of a clip of one camera."""
         clip, encoder = self.data.clip, self.encoder
         return Grid(
-            t=clip.frames // encoder.tubelet_frames,
+            t=max(1, clip.frames // encoder.tubelet_frames),
             v=1,
             h=clip.height_px // encoder.patch_px,
             w=clip.width_px // encoder.patch_px,
@@ -82,12 +82,24 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def tubelets_tile_the_clip(self) -> "RunConfig":
+        """A single image of a downstream task is embedded as if it stood still."""
         frames, tubelet = self.data.clip.frames, self.encoder.tubelet_frames
-        if frames % tubelet:
+        are_images = frames == 1 and all(isinstance(objective, TaskConfig) for objective in self.objectives)
+        if frames % tubelet and not are_images:
             raise ValueError(
                 f"data.clip.frames is {frames}, which encoder.tubelet_frames {tubelet} does not divide; "
                 f"set frames to a multiple of {tubelet}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def downstream_tasks_see_single_images(self) -> "RunConfig":
+        for place, objective in enumerate(self.objectives):
+            if isinstance(objective, TaskConfig) and self.data.clip.frames != 1:
+                raise ValueError(
+                    f"data.clip.frames is {self.data.clip.frames}, and objectives[{place}], {objective.kind}, is asked of single images; "
+                    "set it to 1"
+                )
         return self
 
     @model_validator(mode="after")

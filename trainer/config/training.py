@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from models.config import Section
 
@@ -28,8 +28,19 @@ class OptimConfig(Section):
     """Largest norm of the gradient; none clips nothing."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Keep an exponential moving average of the encoder with this decay; none keeps none."""
+    train_encoder: bool = True
+    """Let the encoder learn; without, it stays as it was warm-started, in evaluation mode, and only the objectives' parts learn."""
     max_skipped_steps: int = Field(10, ge=1)
     """Stop after this many steps in a row whose loss or gradient was not finite."""
+
+    @model_validator(mode="after")
+    def an_average_is_of_an_encoder_that_learns(self) -> "OptimConfig":
+        if self.ema_decay is not None and not self.train_encoder:
+            raise ValueError(
+                f"ema_decay is {self.ema_decay} and train_encoder is false, so that every average is the weight itself; "
+                "set ema_decay to null or train_encoder to true"
+            )
+        return self
 
 
 class ParallelConfig(Section):

@@ -1,6 +1,6 @@
 """From a data config to sources: the index, pairs and surround clips are made if needed, once on each node, then mapped.
 
-Which sources there are follows from the fields that the objectives need: pairs, surround clips, or both joined.
+Which sources there are follows from the fields that the objectives need: pairs, surround clips, consecutive images, or some joined.
 
 Making them is guarded by a lock file, so every rank may call `prepare_index` and one works while the others wait. The
 tables are read in a process of its own: the several GB that the devkit takes go back when it ends, and loader workers,
@@ -22,6 +22,7 @@ from typing import Literal
 from trainer.config.data import AugmentConfig, DataConfig, DatasetConfig, DrivesData, ImagePairsData, NuscenesData, ShardsData
 from trainer.config.store import StoreConfig
 from trainer.data.columns import Columns, is_whole
+from trainer.data.flow_source import FLOW_FIELDS, FlowSource, find_consecutive
 from trainer.data.image_pairs import read_image_pairs
 from trainer.data.index import Index
 from trainer.data.joint_source import JointSource
@@ -90,7 +91,7 @@ def open_dataset_index(config: ShardsData, dataset: DatasetConfig) -> Index:
     return open_packed_index(path, config.store, config.cache, patience_s=patience_s)
 
 
-def open_recording(root: Path, version: str | None, prefix: str) -> NuscenesRecording:
+def open_recording(root: Path, version: str | None = None, *, prefix: str = "") -> NuscenesRecording:
     """A dataroot to pack, its scenes named with `prefix` before."""
     return NuscenesRecording(open_nuscenes_index(NuscenesData(root=root, version=version)), prefix)
 
@@ -121,6 +122,8 @@ def _build_drives_source(
         needs_lidar = bool(needs & LIDAR_FIELDS)
         clips = _open_surround_clips(index, config, scenes, split=name, needs_lidar=needs_lidar)
         parts.append(SurroundSource(index, clips, config, augmentation, has_lidar=needs_lidar))
+    if needs & FLOW_FIELDS:
+        parts.append(FlowSource(index, find_consecutive(index, config, scenes, split=name), config, augmentation))
     if needs & PAIR_FIELDS or not parts:
         parts.append(PairSource(index, _open_pairs(index, config, scenes, split=name), config, augmentation))
     return parts[0] if len(parts) == 1 else JointSource(tuple(parts))

@@ -14,11 +14,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from trainer.data.ground_truth import GROUND_TRUTH, GroundTruth, save_ground_truth
 from trainer.synthesis.boxes import Boxes, join
 from trainer.synthesis.camera import FAR_M, View, flow_to, look, paint, things_of
 from trainer.synthesis.city import LOCATIONS, City, build_city
 from trainer.synthesis.config import SynthesisConfig
-from trainer.synthesis.ground_truth import GroundTruth, save_ground_truth
 from trainer.synthesis.lidar import scan
 from trainer.synthesis.paint import Light, draw_light
 from trainer.synthesis.pose import quaternion_of_yaw, world_from_ground_pose
@@ -118,7 +118,7 @@ def write_scene(config: SynthesisConfig, number: int, out: Path) -> Tables:
     samples = _sample_rows(scene)
     if config.ground_truth:
         tokens = [scene.token("instance", thing) for thing in range(len(scene.traffic.things))]
-        write_json(out / "ground_truth" / f"{scene.name}.json", tokens)
+        write_json(out / GROUND_TRUTH / f"{scene.name}.json", tokens)
     return {
         "log": [_log_row(scene)],
         "scene": [_scene_row(scene, samples)],

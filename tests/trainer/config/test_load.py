@@ -60,6 +60,9 @@ def test_overrides_reach_nested_keys_and_list_items() -> None:
         ("=3", "'=3' is not key=value"),
         ("objectives[7].weight=2", "do not fit"),
         ("steps=${nowhere}", "do not fit"),
+        ("objectives=[{kind: depth}]", "depth, is asked of single images; set it to 1"),
+        ("objectives=[{kind: depth, near_m: 90}]", "near_m 90.0 is not below far_m 80.0"),
+        ("optim={train_encoder: false, ema_decay: 0.9}", "every average is the weight itself"),
     ],
 )
 def test_a_mistake_is_a_sentence_that_names_the_key(override: str, sentence: str) -> None:

@@ -16,10 +16,10 @@ from PIL import Image
 from pyquaternion import Quaternion
 
 from tests.trainer.synthesis.conftest import CONFIG, WITH_LIDAR, OpenTown
+from trainer.data.ground_truth import load_ground_truth
 from trainer.errors import DataError
 from trainer.synthesis.config import SynthesisConfig
 from trainer.synthesis.dataroot import VERSION, synthesize
-from trainer.synthesis.ground_truth import load_ground_truth
 from trainer.synthesis.rig import RIGS, RigName
 from trainer.synthesis.scene import build_scene
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+GROUND_TRUTH = "ground_truth"
+"""The folder beside the tables."""
 _DEPTH_LIMIT_M = 655.0
 
 
@@ -29,7 +31,7 @@ class GroundTruth(NamedTuple):
 def ground_truth_path(dataroot: Path, image: str) -> Path:
     """Where the truth of the image `image`, a filename of sample_data, lies."""
     name = PurePosixPath(image)
-    return dataroot / "ground_truth" / name.parent.name / f"{name.stem}.npz"
+    return dataroot / GROUND_TRUTH / name.parent.name / f"{name.stem}.npz"
 
 
 def save_ground_truth(dataroot: Path, image: str, truth: GroundTruth) -> None:
@@ -47,7 +49,7 @@ def save_ground_truth(dataroot: Path, image: str, truth: GroundTruth) -> None:
 
 def load_ground_truth(dataroot: Path, image: str) -> GroundTruth:
     """The truth of `image`, a filename of sample_data."""
-    with np.load(ground_truth_path(dataroot, image)) as stored:
+    with ground_truth_path(dataroot, image).open("rb") as file, np.load(file) as stored:
         depth_m = stored["depth_cm"].astype(np.float32) / 100
         return GroundTruth(
             depth_m=np.where(depth_m > 0, depth_m, np.inf).astype(np.float32),

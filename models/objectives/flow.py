@@ -1,0 +1,96 @@
+"""Optical flow: from two images of one camera, where what the first shows stands in the second.
+
+    loss = mean over known pixels of |flow - flow*|        (the end-point error, FlowNet: Dosovitskiy et al. 2015)
+
+Both images go through the encoder, then as target and reference through CroCo's decoder, whose tokens the dense head reads: the
+shape of CroCo-Flow (Weinzaepfel et al. 2023), less its hooks into earlier blocks and its confidence. The head answers in
+patches, so that a fresh one is in the range of small motions whatever the resolution. What leaves the picture by more than its
+own size has no truth here: it is no longer a matter of looking.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.batch import Batch
+from models.config import EncoderConfig, FlowConfig, Grid
+from models.decoders import CrossViewDecoder
+from models.encoder import ClipGroup, VideoEncoder
+from models.heads.dense import DenseHead
+from models.images import denormalise, normalise, paint_flow_px
+from models.objectives.base import Encoded
+from models.objectives.downstream import DownstreamObjective, build_pair_decoder, list_all_tokens, mean_of_known
+
+
+@dataclass(frozen=True)
+class FlowPreparation:
+    """The flow that is learnt and scored."""
+
+    drop_path_blocks: int
+    """Blocks that need numbers; 0 without drop-path."""
+    needs: frozenset[str] = frozenset({"consecutive_images", "consecutive_colours", "flow_px"})
+    keeps: frozenset[str] = frozenset({"consecutive_images", "consecutive_colours"})
+
+    def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """As Preparation has it: `truth` H W 2, NaN where it is not known, and `drop_path` (2, L, 2) for both images."""
+        flow_px = sample["flow_px"].astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            is_near = np.linalg.norm(flow_px, axis=-1, keepdims=True) < max(flow_px.shape[:2])
+        prepared: dict[str, np.ndarray] = {"truth": np.where(is_near, flow_px, np.float32(np.nan))}
+        if self.drop_path_blocks:
+            prepared["drop_path"] = rng.random((2, self.drop_path_blocks, 2), dtype=np.float32)
+        return prepared
+
+
+class FlowObjective(DownstreamObjective):
+    """The decoder in which the images meet, and the head of flow."""
+
+    name = "flow"
+
+    def __init__(self, decoder: CrossViewDecoder, head: DenseHead, grid: Grid) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.head = head
+        self.grid = grid
+        self.tokens_per_sample = 2 * grid.tokens
+
+    def clips(self, batch: Batch) -> list[ClipGroup]:
+        """First images and next ones."""
+        images = normalise(batch.shared["consecutive_images"], batch.shared["consecutive_colours"])  # (B, 2, 1, 3, H, W)
+        numbers = batch.prepared[self.name].get("drop_path")
+        return [ClipGroup(images[:, place, None], drop_path=None if numbers is None else numbers[:, place]) for place in range(2)]
+
+    def answer(self, encoded: Sequence[Encoded], batch: Batch) -> Float[Tensor, "B H W 2"]:
+        """Pixels to the right and down."""
+        first, following = (image.tokens for image in encoded)
+        tokens = self.decoder(first, list_all_tokens(first), following, self.grid)
+        return self.head(tokens, (self.grid.h, self.grid.w)).movedim(1, -1) * self.head.patch_px
+
+    def measure(self, predicted: Float[Tensor, "B H W 2"], truth: Float[Tensor, "B H W 2"]) -> Float[Tensor, " B"]:
+        """End-point error."""
+        known = truth.isfinite()
+        error = torch.linalg.vector_norm(torch.where(known, predicted - truth, 0.0), dim=-1)
+        return mean_of_known(error, known[..., 0])
+
+    def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
+        """Both images, and both flows: direction as hue, length as how strong the colour is, by the longest true one."""
+        truth = self.truth(batch).nan_to_num()
+        longest = torch.linalg.vector_norm(truth, dim=-1).amax(dim=(1, 2))
+        first, following = (denormalise(group.images)[:, :, 0] for group in self.clips(batch))
+        return {
+            "image": first,
+            "next image": following,
+            "predicted flow": paint_flow_px(self.predict(encoder, batch), longest)[:, None],
+            "true flow": paint_flow_px(truth, longest)[:, None],
+        }
+
+
+def build_flow(config: FlowConfig, encoder_config: EncoderConfig, encoder: VideoEncoder, grid: Grid) -> FlowObjective:
+    """Flow on `encoder`, of pairs of images with `grid`."""
+    decoder = build_pair_decoder(config.decoder, encoder)
+    head = DenseHead(encoder_width=decoder.shape.width, width=config.head_width, values=2, patch_px=encoder_config.patch_px)
+    return FlowObjective(decoder, head, grid)

@@ -1,0 +1,96 @@
+"""Relative pose: from two images, how the second camera stands to the first.
+
+    loss = |t - t*| + weight |R - R*|_F        (the form of PoseNet, Kendall et al. 2015, equation 2; R by Zhou et al. 2019)
+
+Both images go through the encoder, then as target and reference through CroCo's decoder, whose tokens are pooled (as
+Weinzaepfel et al. 2022 have it for pose). Metres come from what streets look like, since two images alone leave the scale
+open. A mirrored pair has a mirrored motion; it is known by its negative focal length.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from models.batch import Batch
+from models.config import Grid, PoseConfig
+from models.decoders import CrossViewDecoder
+from models.encoder import ClipGroup, VideoEncoder
+from models.heads.pose import PoseHead
+from models.images import denormalise, normalise
+from models.objectives.base import Encoded
+from models.objectives.downstream import DownstreamObjective, build_pair_decoder, list_all_tokens
+
+_KEPT = frozenset({"target_images", "reference_images", "target_colours", "reference_colours"})
+
+
+@dataclass(frozen=True)
+class PosePreparation:
+    """The motion between the cameras of a pair, mirrored where its images are."""
+
+    drop_path_blocks: int
+    """Blocks that need numbers; 0 without drop-path."""
+    needs: frozenset[str] = _KEPT | {"reference_from_target", "target_pix_from_cam"}
+    keeps: frozenset[str] = _KEPT
+
+    def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """As Preparation has it: `truth` 4 4 is reference_from_target, and `drop_path` (2, L, 2) for target and reference."""
+        is_mirrored = sample["target_pix_from_cam"][0, 0, 0, 0] < 0
+        mirror = np.diag([-1.0 if is_mirrored else 1.0, 1, 1, 1])
+        prepared: dict[str, np.ndarray] = {"truth": (mirror @ sample["reference_from_target"] @ mirror).astype(np.float32)}
+        if self.drop_path_blocks:
+            prepared["drop_path"] = rng.random((2, self.drop_path_blocks, 2), dtype=np.float32)
+        return prepared
+
+
+class PoseObjective(DownstreamObjective):
+    """The decoder in which the images meet, and the head of pose."""
+
+    name = "pose"
+
+    def __init__(self, config: PoseConfig, decoder: CrossViewDecoder, head: PoseHead, grid: Grid) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = decoder
+        self.head = head
+        self.grid = grid
+        self.tokens_per_sample = 2 * grid.tokens
+
+    def clips(self, batch: Batch) -> list[ClipGroup]:
+        """Targets and references."""
+        shared, numbers = batch.shared, batch.prepared[self.name].get("drop_path")
+        return [
+            ClipGroup(
+                normalise(shared[f"{view}_images"], shared[f"{view}_colours"]),
+                drop_path=None if numbers is None else numbers[:, place],
+            )
+            for place, view in enumerate(("target", "reference"))
+        ]
+
+    def answer(self, encoded: Sequence[Encoded], batch: Batch) -> Float[Tensor, "B 4 4"]:
+        """reference_from_target in metres."""
+        target, reference = (view.tokens for view in encoded)
+        return self.head(self.decoder(target, list_all_tokens(target), reference, self.grid))
+
+    def measure(self, predicted: Float[Tensor, "B 4 4"], truth: Float[Tensor, "B 4 4"]) -> Float[Tensor, " B"]:
+        """As the formula above has it."""
+        difference = predicted - truth
+        translation = torch.linalg.vector_norm(difference[:, :3, 3], dim=-1)
+        rotation = torch.linalg.vector_norm(difference[:, :3, :3], dim=(1, 2))
+        return translation + self.config.rotation_weight * rotation
+
+    def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
+        """Target and reference: a motion has no picture."""
+        return {
+            title: denormalise(group.images)[:, :, 0]
+            for title, group in zip(("target", "reference"), self.clips(batch), strict=True)
+        }
+
+
+def build_pose(config: PoseConfig, encoder: VideoEncoder, grid: Grid) -> PoseObjective:
+    """Pose on `encoder`, of pairs of images with `grid`."""
+    decoder = build_pair_decoder(config.decoder, encoder)
+    return PoseObjective(config, decoder, PoseHead(decoder.shape.width), grid)

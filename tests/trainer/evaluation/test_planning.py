@@ -1,0 +1,124 @@
+"""Planning: which encoder, which run, and what is refused with which sentence."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from models.config import EncoderConfig
+from tests.runs import SMALL_RUN
+from trainer.config.data import NuscenesData
+from trainer.config.store import StoreConfig
+from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluation.planning import ChosenEncoder, choose_encoder, plan_run
+from trainer.evaluation.protocol import PROTOCOLS
+
+STORE = StoreConfig()
+VIDEO = ChosenEncoder(
+    "video", EncoderConfig(size="tiny", patch_px=8, tubelet_frames=2), {"height_px": 32, "width_px": 48}, "runs/video"
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that has begun and saved nothing yet."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    config = yaml.safe_load(SMALL_RUN) | {"run": {"uri": str(folder)}}
+    config["data"]["root"] = "city"
+    config["encoder"]["drop_path"] = 0.2
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_a_fresh_encoder_is_like_that_of_a_run_and_knows_time_as_it_does(run: Path) -> None:
+    chosen = choose_encoder("scratch", STORE, like=str(run))
+    assert chosen.uri is None and chosen.name == "scratch-like-base"
+    assert chosen.config == EncoderConfig(size="tiny", patch_px=8, tubelet_frames=2, has_time=True)
+    assert chosen.clip == {"height_px": 32, "width_px": 32}
+
+
+def test_a_fresh_encoder_is_of_a_size_by_name() -> None:
+    chosen = choose_encoder("scratch", STORE, size="small", patch_px=8)
+    assert (chosen.name, chosen.config.size, chosen.config.patch_px) == ("scratch-small-8", "small", 8)
+    assert choose_encoder("scratch", STORE, size="small").config.patch_px == 16
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "error", "sentence"),
+    [
+        ("scratch", {}, ConfigError, r"not which encoder; give --like RUN"),
+        ("scratch", {"like": "runs/base", "size": "tiny"}, ConfigError, "give one of them"),
+        ("runs/base", {"size": "tiny"}, ConfigError, "has a size of its own"),
+        ("no/such/run", {}, CheckpointError, "there is no run"),
+        ("scratch", {"like": "no/such/run"}, CheckpointError, "which says what encoder it is"),
+    ],
+)
+def test_an_encoder_that_is_not_told_or_told_twice_is_refused(
+    encoder: str, options: dict[str, str], error: type[Exception], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=sentence):
+        choose_encoder(encoder, STORE, **options)
+
+
+def test_a_run_without_a_checkpoint_is_refused(run: Path) -> None:
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        choose_encoder(str(run), STORE)
+
+
+@pytest.mark.parametrize("task", PROTOCOLS)
+def test_a_task_becomes_an_ordinary_run_on_single_images(task: str, tmp_path: Path) -> None:
+    config = plan_run(task, VIDEO, "frozen", seed=3, out=str(tmp_path), steps=40, data=["root=city"])
+    assert [objective.kind for objective in config.objectives] == [task]
+    assert config.data.clip.frames == 1 and config.data.clip.width_px == 48
+    assert config.token_grid == (1, 1, 4, 6)
+    assert not config.optim.train_encoder and config.optim.warmup_steps == 2
+    assert config.warm_start is not None and config.warm_start.uri == "runs/video"
+    assert config.run.uri == f"{tmp_path}/seed-3" and config.seed == 3
+
+
+def test_keys_of_data_and_of_the_whole_run_override_the_protocol(tmp_path: Path) -> None:
+    config = plan_run(
+        "pose",
+        VIDEO,
+        "finetuned",
+        seed=0,
+        out=str(tmp_path),
+        data=["root=city", "kind=synthetic", "pairs.max_gap_s=0.5"],
+        overrides=["optim.lr=0.5"],
+    )
+    assert isinstance(config.data, NuscenesData)
+    assert config.data.kind == "synthetic" and config.data.pairs.max_gap_s == 0.5
+    assert config.data.pairs.cross_camera_share == 0.0
+    assert config.optim.train_encoder and config.optim.lr == 0.5 and config.optim.layer_decay == 0.75
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (["root=city", "clip.height_px=30"], r"data\.clip\.height_px is 30, which encoder\.patch_px 8 does not divide"),
+        (["root=city", "clip.frames=2"], r"data\.clip\.frames is 2, and objectives\[0\], depth, is asked of single images"),
+        (["root=city", "val_split=null"], r"data\.val_split is null; give --data val_split=NAME"),
+        ([], r"data\.nuscenes\.root: required"),
+        (["root"], r"'data\.root' is not key=value"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused(data: list[str], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        plan_run("depth", VIDEO, "frozen", seed=0, out=str(tmp_path), data=data)
+
+
+def test_a_place_that_holds_another_training_is_refused(tmp_path: Path) -> None:
+    def plan(chosen: ChosenEncoder, **changed: int) -> None:
+        config = plan_run("depth", chosen, "frozen", seed=0, out=str(tmp_path), data=["root=city"], **changed)
+        (tmp_path / "seed-0").mkdir(exist_ok=True)
+        (tmp_path / "seed-0" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+
+    plan(VIDEO)
+    plan(VIDEO)
+    with pytest.raises(ConfigError, match="with other optim, steps; give another --out"):
+        plan(VIDEO, steps=7)
+    other = ChosenEncoder("other", VIDEO.config, VIDEO.clip, "runs/other")
+    with pytest.raises(ConfigError, match="with other warm_start; give another --out"):
+        plan(other)

@@ -1,0 +1,96 @@
+"""Metrics: by hand, perfect ones, shuffled ones, and the same in one piece and in several."""
+
+import math
+
+import numpy as np
+import pytest
+
+from trainer.evaluation.scores import DepthScores, FlowScores, PoseScores, Scores
+
+
+def score(kind: type[Scores], predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    return kind().figures(kind().measure(predicted, truth))
+
+
+def random_truth(kind: type[Scores], count: int = 64) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    if kind is DepthScores:
+        return np.where(rng.random((count, 1, 2, 8)) < 0.2, np.nan, rng.uniform(2, 60, (count, 1, 2, 8)))
+    if kind is FlowScores:
+        truth = rng.normal(scale=8, size=(count, 4, 6, 2))
+        truth[:, 0, 0] = np.nan
+        return truth
+    angle = rng.uniform(-0.5, 0.5, count)
+    truth = np.tile(np.eye(4), (count, 1, 1))
+    truth[:, 0, 0], truth[:, 0, 2], truth[:, 2, 0], truth[:, 2, 2] = np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)
+    truth[:, :3, 3] = rng.normal(size=(count, 3))
+    return truth
+
+
+PERFECT = {
+    DepthScores: {"delta1": 1, "abs_rel": 0, "rmse_m": 0},
+    PoseScores: {"median_cm": 0, "median_deg": 0},
+    FlowScores: {"epe_px": 0, "outliers": 0},
+}
+BAD = {
+    DepthScores: {"delta1": (0.0, 0.5), "abs_rel": (0.4, 10), "rmse_m": (10, 60)},
+    PoseScores: {"median_cm": (50, 1000), "median_deg": (5, 60)},
+    FlowScores: {"epe_px": (5, 50), "outliers": (0.5, 1)},
+}
+
+
+@pytest.mark.parametrize("kind", PERFECT)
+def test_the_truth_scores_perfectly(kind: type[Scores]) -> None:
+    truth = random_truth(kind)
+    figures = score(kind, np.nan_to_num(truth, nan=7.0), truth)
+    assert figures == pytest.approx(PERFECT[kind], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_the_truth_of_other_samples_scores_badly(kind: type[Scores]) -> None:
+    truth = random_truth(kind)
+    figures = score(kind, np.nan_to_num(np.roll(truth, 1, axis=0), nan=7.0), truth)
+    for name, (least, most) in BAD[kind].items():
+        assert least <= figures[name] <= most, name
+
+
+@pytest.mark.parametrize("kind", PERFECT)
+def test_rows_of_several_batches_make_the_figures_of_all(kind: type[Scores]) -> None:
+    truth = random_truth(kind)
+    predicted = np.nan_to_num(truth, nan=1.0) * 1.1
+    whole = score(kind, predicted, truth)
+    parts = [kind().measure(predicted[first:end], truth[first:end]) for first, end in ((0, 5), (5, 40), (40, 64))]
+    assert kind().figures(np.concatenate(parts)) == pytest.approx(whole)
+
+
+def test_depth_by_hand() -> None:
+    truth = np.array([[[[10.0, 20.0, 40.0, np.nan]]]])
+    predicted = np.array([[[[12.0, 10.0, 40.0, 99.0]]]])
+    # factors 1.2, 2 and 1; errors 0.2, 0.5 and 0 of the truth; 2, 10 and 0 metres
+    expected = {"delta1": 2 / 3, "abs_rel": 0.7 / 3, "rmse_m": math.sqrt(104 / 3)}
+    assert score(DepthScores, predicted, truth) == pytest.approx(expected)
+
+
+def test_pose_by_hand() -> None:
+    truth = np.tile(np.eye(4), (3, 1, 1))
+    predicted = truth.copy()
+    for pair, (degrees, metres) in enumerate([(1e-4, 0.03), (90.0, 0.5), (170.0, 2.0)]):
+        c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        predicted[pair, :2, :2] = [[c, -s], [s, c]]
+        predicted[pair, 2, 3] = metres
+    rows = PoseScores().measure(predicted, truth)
+    np.testing.assert_allclose(rows[:, 1], [1e-4, 90, 170], rtol=1e-6)
+    assert PoseScores().figures(rows) == pytest.approx({"median_cm": 50.0, "median_deg": 90.0})
+
+
+def test_flow_by_hand() -> None:
+    truth = np.array([[[[0.0, 0.0], [100.0, 0.0], [100.0, 0.0], [np.nan, 0.0]]]])
+    predicted = np.array([[[[3.0, 4.0], [104.0, 0.0], [100.0, 6.0], [9.0, 9.0]]]])
+    # errors 5, 4 and 6 px: the second is 4 % of its flow, so no outlier
+    assert score(FlowScores, predicted, truth) == pytest.approx({"epe_px": 5.0, "outliers": 2 / 3})
+
+
+@pytest.mark.parametrize("kind", [DepthScores, FlowScores])
+def test_where_nothing_is_known_nothing_is_scored(kind: type[Scores]) -> None:
+    truth = np.full_like(random_truth(kind), np.nan)
+    assert all(math.isnan(value) for value in score(kind, np.zeros_like(truth), truth).values())

@@ -1,0 +1,1 @@
+"""Downstream tasks on a saved encoder: how each is trained and scored, and what came out."""

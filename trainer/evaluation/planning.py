@@ -1,0 +1,142 @@
+"""From a task and an encoder to the runs that train its head: one frozen run config a seed.
+
+An encoder is that of a run or checkpoint, with its weights, or a fresh one: of the same shape as a run's, or of a size by name. It is
+given single images, so what its positions know of time is written down, as a clip no longer says it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.config import EncoderConfig
+from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, open_place, read_run_config
+from trainer.config.data import ClipConfig, DrivesData
+from trainer.config.load import override_run_config
+from trainer.config.run import RunConfig
+from trainer.config.store import StoreConfig
+from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluation.protocol import LEARNING, PROTOCOLS, SCRATCH_CLIP, WARMUP_SHARE, Mode, TaskName
+from trainer.store.open import open_store
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class ChosenEncoder:
+    """Which encoder is evaluated."""
+
+    name: str
+    """What reports call it."""
+    config: EncoderConfig
+    clip: dict[str, int]
+    """Height and width of the images that it is used to."""
+    uri: str | None
+    """Where its weights are; none for a fresh one."""
+
+
+def choose_encoder(
+    encoder: str, store: StoreConfig, *, like: str | None = None, size: str | None = None, patch_px: int | None = None
+) -> ChosenEncoder:
+    """That of the run or checkpoint `encoder`; for `scratch` a fresh one as in the run `like`, or of this size."""
+    if encoder == SCRATCH:
+        return _choose_fresh(store, like=like, size=size, patch_px=patch_px)
+    if like or size or patch_px:
+        raise ConfigError(
+            f"--encoder {encoder} has a size of its own, and --like, --size or --patch-px was given for a fresh one; "
+            "leave them out, or give --encoder scratch"
+        )
+    place = open_place(encoder, store)
+    choose_checkpoint(place)  # there is one that is whole
+    return _take_from_run(place, name=_name_of(place), uri=encoder)
+
+
+def plan_run(
+    task: TaskName,
+    chosen: ChosenEncoder,
+    mode: Mode,
+    *,
+    seed: int,
+    out: str,
+    steps: int | None = None,
+    data: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    store: StoreConfig | None = None,
+) -> RunConfig:
+    """The run that trains the head of `task` on an encoder; ConfigError says all that is wrong.
+
+    `data` are keys of its data section, as `root=/data/nuscenes`, `overrides` of all of it.
+    """
+    protocol = PROTOCOLS[task]
+    steps = steps or protocol.steps
+    content: dict[str, Any] = {
+        "schema_version": 1,
+        "seed": seed,
+        "steps": steps,
+        "global_batch": protocol.global_batch,
+        "run": {"uri": f"{out.rstrip('/')}/seed-{seed}"},
+        "data": {"kind": "nuscenes", "clip": {"frames": 1, **chosen.clip}, **protocol.data},
+        "encoder": chosen.config.model_dump(),
+        "objectives": [{"kind": task}],
+        "optim": {**LEARNING[mode], "warmup_steps": round(WARMUP_SHARE * steps)},
+        "checkpoint": {"every_steps": max(1, steps // 4), "keep_last": 1},
+        "store": (store or StoreConfig()).model_dump(),
+        "warm_start": chosen.uri and {"uri": chosen.uri, "parts": "encoder"},
+    }
+    settings = [*(f"data.{setting}" for setting in data), *overrides]
+    config = override_run_config(content, settings, origin=f"odonata evaluate {task}")
+    _check_is_scored(config)
+    _check_is_same_run(config)
+    return config
+
+
+def _choose_fresh(store: StoreConfig, *, like: str | None, size: str | None, patch_px: int | None) -> ChosenEncoder:
+    if like:
+        if size or patch_px:
+            raise ConfigError(f"--like {like} says which encoder it is, and so do --size and --patch-px; give one of them")
+        place = open_place(like, store)
+        return _take_from_run(place, name=f"scratch-like-{_name_of(place)}", uri=None)
+    if not size:
+        raise ConfigError(
+            "--encoder scratch was given and not which encoder; give --like RUN, the run that it is compared with, "
+            "or --size and --patch-px"
+        )
+    config = EncoderConfig.model_validate({"size": size, **({"patch_px": patch_px} if patch_px else {})})
+    return ChosenEncoder(f"scratch-{size}-{config.patch_px}", config, dict(SCRATCH_CLIP), None)
+
+
+def _take_from_run(place: Place, *, name: str, uri: str | None) -> ChosenEncoder:
+    config = read_run_config(place.store)
+    if config is None:
+        raise CheckpointError(
+            f"the encoder of {place.uri} was to be evaluated and there is no {CONFIG}, which says what encoder it is; "
+            "give a run's folder or s3://bucket/prefix, or put the config of its run there"
+        )
+    encoder = config.encoder.model_copy(update={"has_time": config.encoder.knows_time(config.token_grid), "drop_path": 0.0})
+    return ChosenEncoder(name, encoder, _size_of(config.data.clip), uri)
+
+
+def _size_of(clip: ClipConfig) -> dict[str, int]:
+    return {"height_px": clip.height_px, "width_px": clip.width_px}
+
+
+def _name_of(place: Place) -> str:
+    """The run's name, and that of the checkpoint where one is meant."""
+    parts = (place.store.uri, place.prefix)
+    return "-".join(part.rstrip("/").rpartition("/")[2] for part in parts if part)
+
+
+def _check_is_scored(config: RunConfig) -> None:
+    if isinstance(config.data, DrivesData) and config.data.val_split is None:
+        raise ConfigError("an encoder is scored on held-out scenes and data.val_split is null; give --data val_split=NAME")
+
+
+def _check_is_same_run(config: RunConfig) -> None:
+    """What is resumed must be the same training from the same encoder, or its figures would go by a wrong name."""
+    earlier = read_run_config(open_store(config.run.uri, config.store))
+    if earlier is None:
+        return
+    changed = [key for key in ("warm_start", "optim", "steps") if getattr(earlier, key) != getattr(config, key)]
+    if changed:
+        raise ConfigError(
+            f"{config.run.uri} was to be trained and holds another run, with other {', '.join(changed)}; give another --out"
+        )

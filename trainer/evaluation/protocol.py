@@ -1,0 +1,98 @@
+"""The protocol of each downstream task: its data, its budget, its metrics and the trivial answer that it has to beat.
+
+What is said here is the default of `odonata evaluate`; anything can be overridden on the command line, and the config.yaml of
+each run says what it was. Where a number comes from:
+
+    optimiser     AdamW (0.9, 0.999); fine-tuned 1e-4 with layer decay 0.75, as MultiMAE fine-tunes on NYUv2 (Bachmann et al. 2022), whose
+                  protocol CroCo takes; frozen 1e-3, ours: a fresh head alone bears more
+    steps         ours: what a tiny model needs on a CPU; published schedules are far longer (CroCo-Flow: 240 times 30,000 pairs)
+    depth         1 to 80 m, the usual cap on KITTI; all cameras
+    pose          the same camera at another time, at most a second away: poses between cameras are constants of the rig
+    flow          the camera's next image; crops above 7/8, since a smaller window sees less of the motion
+    augmentation  crops of 7/8 and more, colours by 0.4 (CroCo); depth without crops, which change the scale of what is seen
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from trainer.evaluation.scores import DepthScores, FlowScores, PoseScores, Scores
+
+TaskName = Literal["depth", "pose", "flow"]
+Mode = Literal["frozen", "finetuned"]
+
+LEARNING: Mapping[Mode, Mapping[str, Any]] = {
+    "frozen": {"train_encoder": False, "lr": 1e-3, "betas": (0.9, 0.999)},
+    "finetuned": {"train_encoder": True, "lr": 1e-4, "betas": (0.9, 0.999), "layer_decay": 0.75},
+}
+WARMUP_SHARE = 0.05
+"""Of the steps, during which the learning rate rises."""
+SCRATCH_CLIP = {"height_px": 224, "width_px": 400}
+"""What an encoder without a past sees: nuScenes' images at a quarter of their size. Others see what they were pre-trained on."""
+
+Truth = Float[np.ndarray, "n ..."]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How one task is trained and scored."""
+
+    steps: int
+    global_batch: int
+    data: Mapping[str, Any]
+    """Keys of the run's data section."""
+    scores: Scores
+    trivial: str
+    """What the trivial answer is called in reports."""
+    answer_trivially: Callable[[Truth], np.ndarray]
+    """The best constant of what is true of training clips, to be broadcast to every sample."""
+
+
+def median_depth(truth: Truth) -> np.ndarray:
+    """Of all points: the constant with the least mean absolute error."""
+    return np.array(np.nanmedian(truth))
+
+
+def mean_pose(truth: Truth) -> np.ndarray:
+    """Mean translation, and the rotation nearest to the mean of all (the chordal mean, Hartley et al. 2013)."""
+    mean = truth.astype(np.float64).mean(axis=0)
+    left, _, right = np.linalg.svd(mean[:3, :3])
+    mean[:3, :3] = left @ np.diag([1, 1, np.linalg.det(left @ right)]) @ right
+    return mean
+
+
+def no_flow(truth: Truth) -> np.ndarray:
+    """Everything stays where it is."""
+    del truth
+    return np.zeros(2)
+
+
+PROTOCOLS: Mapping[TaskName, Protocol] = {
+    "depth": Protocol(
+        steps=1000,
+        global_batch=8,
+        data={"augment": {"crop_share": [1.0, 1.0], "flip_probability": 0.5}},
+        scores=DepthScores(),
+        trivial="the median depth of training clips everywhere",
+        answer_trivially=median_depth,
+    ),
+    "pose": Protocol(
+        steps=2000,
+        global_batch=16,
+        data={"pairs": {"cross_camera_share": 0.0, "max_gap_s": 1.0}, "augment": {"crop_share": [0.875, 1.0]}},
+        scores=PoseScores(),
+        trivial="the mean pose of training pairs",
+        answer_trivially=mean_pose,
+    ),
+    "flow": Protocol(
+        steps=2000,
+        global_batch=16,
+        data={"augment": {"crop_share": [0.875, 1.0], "flip_probability": 0.5}},
+        scores=FlowScores(),
+        trivial="no motion at all",
+        answer_trivially=no_flow,
+    ),
+}

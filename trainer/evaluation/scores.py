@@ -1,0 +1,94 @@
+"""Metrics of the downstream tasks: predictions and truth in, figures out.
+
+A median, a root and a ratio over a data set are no means of what its samples have. So each task says of every sample the few numbers
+that its figures need, one row a sample; rows of batches, or of ranks should several score, are put on end, and the figures come from all:
+
+    depth   over all points within range: delta1, the share with max(p / t, t / p) < 1.25; abs_rel, mean of |p - t| / t; rmse_m
+            (Eigen et al. 2014; pooled over points, since images have unequal numbers of them)
+    pose    over all pairs: median_cm, of |t - t*|; median_deg, of the angle of R R*^-1 (Kendall et al. 2015)
+    flow    over all known pixels: epe_px, mean end-point error; outliers, the share with an error > 3 px and > 5 % of the true flow
+            (Fl of KITTI 2015, Menze and Geiger 2015)
+
+What is NaN in the truth is not known and not scored. Letters beside those of `models`: n samples, k numbers of each.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+Rows = Float64[np.ndarray, "n k"]
+
+
+class Scores(ABC):
+    """The metrics of one task."""
+
+    @abstractmethod
+    def measure(self, predicted: Float[np.ndarray, "n ..."], truth: Float[np.ndarray, "n ..."]) -> Rows:
+        """What the figures need of each sample."""
+
+    @abstractmethod
+    def figures(self, rows: Rows) -> dict[str, float]:
+        """The metrics over all samples by name; NaN where nothing was known."""
+
+
+class DepthScores(Scores):
+    """Of depths in metres."""
+
+    def measure(self, predicted: Float[np.ndarray, "n ..."], truth: Float[np.ndarray, "n ..."]) -> Rows:
+        """Points, those within a factor of 1.25, and sums of relative and of squared errors."""
+        known = np.isfinite(truth)
+        p, t = (np.where(known, depth_m, 1.0).astype(np.float64) for depth_m in (predicted, truth))
+        is_near = np.maximum(p / t, t / p) < 1.25
+        return _sum_known(known, np.ones_like(t), is_near, np.abs(p - t) / t, (p - t) ** 2)
+
+    def figures(self, rows: Rows) -> dict[str, float]:
+        """As Scores has it."""
+        near, relative, squared = _mean_of_sums(rows)
+        return {"delta1": near, "abs_rel": relative, "rmse_m": float(np.sqrt(squared))}
+
+
+class PoseScores(Scores):
+    """Of transforms n 4 4."""
+
+    def measure(self, predicted: Float[np.ndarray, "n ..."], truth: Float[np.ndarray, "n ..."]) -> Rows:
+        """Errors in metres and degrees."""
+        p, t = predicted.astype(np.float64), truth.astype(np.float64)
+        apart = p[:, :3, :3] @ t[:, :3, :3].swapaxes(1, 2)
+        # By its sine as well: the arc cosine of a trace near 3 loses half the digits of a small angle.
+        axis = np.stack([apart[:, i, j] - apart[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))], axis=-1)
+        angle = np.arctan2(np.linalg.norm(axis, axis=-1), np.trace(apart, axis1=1, axis2=2) - 1)
+        return np.stack([np.linalg.norm(p[:, :3, 3] - t[:, :3, 3], axis=-1), np.degrees(angle)], axis=-1)
+
+    def figures(self, rows: Rows) -> dict[str, float]:
+        """As Scores has it."""
+        metres, degrees = np.median(rows, axis=0).tolist()
+        return {"median_cm": 100 * metres, "median_deg": degrees}
+
+
+class FlowScores(Scores):
+    """Of flows n H W 2 in pixels."""
+
+    def measure(self, predicted: Float[np.ndarray, "n ..."], truth: Float[np.ndarray, "n ..."]) -> Rows:
+        """Pixels, sum of end-point errors, and outliers."""
+        known = np.isfinite(truth).all(-1)
+        p, t = (np.where(known[..., None], flow_px, 0.0).astype(np.float64) for flow_px in (predicted, truth))
+        error = np.linalg.norm(p - t, axis=-1)
+        is_outlier = (error > 3) & (error > 0.05 * np.linalg.norm(t, axis=-1))
+        return _sum_known(known, np.ones_like(error), error, is_outlier)
+
+    def figures(self, rows: Rows) -> dict[str, float]:
+        """As Scores has it."""
+        error, outliers = _mean_of_sums(rows)
+        return {"epe_px": error, "outliers": outliers}
+
+
+def _sum_known(known: Bool[np.ndarray, "n ..."], *values: np.ndarray) -> Rows:
+    """Sums over what is known of each sample, one column for each of `values`."""
+    return np.stack([np.where(known, value, 0.0).reshape(len(known), -1).sum(axis=1) for value in values], axis=-1)
+
+
+def _mean_of_sums(rows: Rows) -> list[float]:
+    """All columns but the first, by the first, which counts."""
+    count, *sums = rows.sum(axis=0).tolist()
+    return [value / count if count else float("nan") for value in sums]

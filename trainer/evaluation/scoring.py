@@ -1,0 +1,104 @@
+"""Scoring a trained head: its last checkpoint on held-out clips, and the trivial answer on the same ones.
+
+The clips are the first of an order of their own, whatever the seed of the run, without augmentation: runs and encoders are compared on
+the same ones. What the trivial answer knows it has from training clips. One process does it, batch by batch, so memory does not
+grow with the number of clips.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.batch import Batch
+from models.objectives.base import Preparation
+from models.pretraining import PretrainingModel, build_model, build_preparations
+from trainer.checkpoint.manager import load_into_model
+from trainer.config.run import RunConfig
+from trainer.data.build import Split, build_source
+from trainer.data.loader import PlacedSamples, PlaceSampler, needed_fields, read_batches
+from trainer.data.mixed_source import portions_of
+from trainer.data.order import Order, Share
+from trainer.evaluation.protocol import PROTOCOLS, Protocol, TaskName, Truth
+from trainer.experiment import pin_data
+from trainer.store.open import open_store
+
+log = logging.getLogger(__name__)
+
+_SEED = 0
+_BATCH = 16
+_TRIVIAL_CLIPS = 256
+"""Training clips that the trivial answer is made of; their truth is held at once."""
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """What a run came to."""
+
+    figures: Mapping[str, float]
+    trivial: Mapping[str, float]
+    """Of the trivial answer to the same clips."""
+    clips: int
+
+
+def score_run(config: RunConfig, task: TaskName, *, clips: int, device: torch.device) -> ScoredRun:
+    """The figures of a run that has ended, on at most `clips` held-out clips."""
+    store = open_store(config.run.uri, config.store)
+    config = pin_data(config, store)
+    model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras)
+    load_into_model(store, model, parts="model")
+    return score_model(model.to(device).eval(), config, task, clips=clips, device=device)
+
+
+@torch.no_grad()
+def score_model(model: PretrainingModel, config: RunConfig, task: TaskName, *, clips: int, device: torch.device) -> ScoredRun:
+    """The figures of a model in evaluation mode."""
+    protocol = PROTOCOLS[task]
+    constant = find_trivial_answer(config, task, protocol)
+    rows, trivial = [], []
+    for batch, count in read_clips(config, "val", clips):
+        truth = truth_of(batch, task)[:count]
+        predicted = model(batch.to(device), "predict")[task].cpu().numpy()[:count]
+        rows.append(protocol.scores.measure(predicted, truth))
+        trivial.append(protocol.scores.measure(np.broadcast_to(constant, truth.shape), truth))
+    figures, of_trivial = (protocol.scores.figures(np.concatenate(parts)) for parts in (rows, trivial))
+    return ScoredRun(figures, of_trivial, sum(map(len, rows)))
+
+
+def find_trivial_answer(config: RunConfig, task: TaskName, protocol: Protocol) -> np.ndarray:
+    """The constant that the protocol makes of training clips."""
+    truths = [truth_of(batch, task)[:count] for batch, count in read_clips(config, "train", _TRIVIAL_CLIPS)]
+    return protocol.answer_trivially(np.concatenate(truths))
+
+
+def truth_of(batch: Batch, task: TaskName) -> Truth:
+    """What is true of the samples of a batch."""
+    return batch.prepared[task]["truth"].numpy()
+
+
+def read_clips(config: RunConfig, split: Split, clips: int) -> Iterator[tuple[Batch, int]]:
+    """Batches of at most `clips` clips of a split, with how many of each count."""
+    preparations = prepare_as(config)
+    source = build_source(config.data, split, needed_fields(preparations), augment=False)
+    assert source is not None, "it was checked that the data has both splits"
+    clips = min(clips, len(source))
+    size = min(_BATCH, clips)
+    batches = read_batches(
+        PlacedSamples(source, Order(_SEED, portions_of(source), size), preparations),
+        PlaceSampler(Share(0, 1, size, 1), 0, -(-clips // size)),
+        workers=config.data.workers,
+        prefetch_batches=config.data.prefetch_batches,
+        reads_in_flight=config.data.reads_in_flight,
+        timeout_s=config.data.timeout_s,
+    )
+    for place, batch in enumerate(batches):
+        for reason in batch.replaced:
+            log.warning("scored another clip in place of one that could not be read: %s", reason)
+        yield batch, min(size, clips - place * size)
+
+
+def prepare_as(config: RunConfig) -> dict[str, Preparation]:
+    """The preparations of a run's objectives."""
+    return build_preparations(config.objectives, config.token_grid, config.encoder, cameras=config.cameras)
