@@ -189,7 +189,7 @@ def test_what_was_never_packed_and_a_version_that_is_not_there_are_told(
         source_of(packed(tmp_path / "nothing", loose))
     config = packed(own_copy, loose)
     dataset = config.datasets[0].model_copy(update={"version": 7})
-    with pytest.raises(DataError, match=r"version 7 of .* and there are 1"):
+    with pytest.raises(DataError, match=r"version 7 of .* and it has only 1"):
         source_of(config.model_copy(update={"datasets": (dataset,)}))
 
 
