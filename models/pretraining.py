@@ -41,6 +41,8 @@ Task = Literal["train", "evaluate", "draw", "predict"]
 class PretrainingModel(nn.Module):
     """A shared encoder and the objectives that it learns from, each with its weight in the sum."""
 
+    encoder_is_frozen = False
+
     def __init__(
         self, encoder: VideoEncoder, objectives: Sequence[Objective], weights: Mapping[str, float], peers: Peers = ALONE
     ) -> None:
@@ -49,7 +51,6 @@ class PretrainingModel(nn.Module):
         self.objectives = nn.ModuleDict({objective.name: objective for objective in objectives})
         self.weights = dict(weights)
         self.peers = peers
-        self.encoder_is_frozen = False
         self.tokens_per_sample = sum(objective.tokens_per_sample for objective in objectives)
 
     def forward(self, batch: Batch, task: Task) -> Any:

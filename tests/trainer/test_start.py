@@ -52,7 +52,7 @@ def test_a_dataroot_without_lidar_cannot_serve_simipu(tmp_path: Path) -> None:
         "index_folder": str(tmp_path / "index"),
     }
     config = simipu_on({**data, "clip": {"frames": 1, "height_px": 32, "width_px": 32}})
-    with pytest.raises(DataError, match=r"an objective needs LiDAR and .* has no LiDAR sweep in its tables"):
+    with pytest.raises(DataError, match=r"an objective needs LiDAR and .* has no LiDAR sweep; take data that has some"):
         open_sources_of(config)
 
 
