@@ -12,7 +12,7 @@ Letters of the shapes, here and everywhere:
     batch.py         Batch and Losses, the two nouns that cross the border to the trainer
     attention.py     one attention over packed sequences and its backends
     layers.py        blocks          positions.py  sin-cos and rotary positions          masking.py  what is hidden
-    encoder.py       the video ViT   decoders.py   cross-view completion
+    encoder.py       the video ViT   decoders.py   completion of one view, or of one beside another
     clouds.py        geometry of point clouds, for the workers          points.py     the LiDAR point encoder
     contrast.py      InfoNCE over all ranks' pairs          peers.py      what a loss may know of other ranks
     geometry.py      motion, cameras, voxels, reading between cells      volumes.py    images lifted into voxels

@@ -153,17 +153,29 @@ class MaskConfig(Section):
     """Share of the tokens that is hidden."""
 
 
-class CrocoConfig(Section):
-    """Cross-view completion (Weinzaepfel et al. 2022, 2023)."""
+class CompletionConfig(Section):
+    """What CroCo and MAE share."""
 
-    kind: Literal["croco"] = "croco"
     weight: float = Field(1.0, gt=0)
     """Factor on this objective's loss in the sum over objectives."""
     decoder: Literal["tiny", "small", "base"] = "small"
-    """Size of the decoder: small is CroCo's 512 x 8, base is CroCo v2's 768 x 12."""
+    """Size of the decoder: small is CroCo's and MAE's 512 x 8, base is CroCo v2's 768 x 12."""
     mask: MaskConfig = MaskConfig()
     normalise_target: bool = True
     """Regress each patch after subtracting its mean and dividing by its deviation."""
+
+
+class CrocoConfig(CompletionConfig):
+    """Cross-view completion (Weinzaepfel et al. 2022, 2023)."""
+
+    kind: Literal["croco"] = "croco"
+
+
+class MaeConfig(CompletionConfig):
+    """Masked autoencoding of single views (He et al. 2022): CroCo without its second view."""
+
+    kind: Literal["mae"] = "mae"
+    mask: MaskConfig = MaskConfig(ratio=0.75)
 
 
 SIMIPU_PRESETS: dict[str, dict[str, Any]] = {
@@ -321,26 +333,27 @@ class DepthConfig(Section):
         return self
 
 
-class PoseConfig(Section):
-    """Downstream: the relative pose of the cameras of a pair."""
+class PairTaskConfig(Section):
+    """What the downstream tasks share in which two images meet in CroCo's decoder."""
 
-    kind: Literal["pose"] = "pose"
     weight: float = Field(1.0, gt=0)
     """Factor on this task's loss in the sum over objectives."""
     decoder: Literal["tiny", "small", "base"] = "tiny"
-    """Size of the decoder in which the images meet, as in CroCo."""
+    """Size of the decoder, by CroCo's names; that of the run whose decoder is taken along."""
+
+
+class PoseConfig(PairTaskConfig):
+    """Downstream: the relative pose of the cameras of a pair."""
+
+    kind: Literal["pose"] = "pose"
     rotation_weight: float = Field(3.0, ge=0)
     """What an error of the rotation (Frobenius norm, about 1.4 times its angle in radians) costs against one of a metre."""
 
 
-class FlowConfig(Section):
+class FlowConfig(PairTaskConfig):
     """Downstream: dense optical flow from an image to the camera's next one; its truth exists for synthetic scenes alone."""
 
     kind: Literal["flow"] = "flow"
-    weight: float = Field(1.0, gt=0)
-    """Factor on this task's loss in the sum over objectives."""
-    decoder: Literal["tiny", "small", "base"] = "tiny"
-    """Size of the decoder in which the images meet, as in CroCo."""
     head_width: int = Field(64, ge=8)
     """Channels of the head's feature maps; DPT has 256."""
 
@@ -348,7 +361,7 @@ class FlowConfig(Section):
 TaskConfig = DepthConfig | PoseConfig | FlowConfig
 """Downstream tasks: what an encoder is evaluated by, each with ground truth."""
 
-ObjectiveConfig = Annotated[CrocoConfig | SimipuConfig | Mim4dConfig | TaskConfig, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[CrocoConfig | MaeConfig | SimipuConfig | Mim4dConfig | TaskConfig, Field(discriminator="kind")]
 
 
 def _fill_preset(given: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -18,10 +18,12 @@ from models.config import (
     EncoderConfig,
     FlowConfig,
     Grid,
+    MaeConfig,
     Mim4dConfig,
     ObjectiveConfig,
     PoseConfig,
     SimipuConfig,
+    TaskConfig,
 )
 from models.encoder import VideoEncoder, build_encoder
 from models.objectives.base import Objective, Preparation, encode
@@ -29,6 +31,7 @@ from models.objectives.croco import CrocoPreparation, build_croco
 from models.objectives.depth import DepthPreparation, build_depth
 from models.objectives.downstream import DownstreamObjective
 from models.objectives.flow import FlowPreparation, build_flow
+from models.objectives.mae import MaePreparation, build_mae
 from models.objectives.mim4d import Mim4dObjective
 from models.objectives.mim4d_prepare import Instants, Mim4dPreparation
 from models.objectives.pose import PosePreparation, build_pose
@@ -106,10 +109,20 @@ def _build_objective(
     match config:
         case CrocoConfig():
             return build_croco(config, encoder_config, encoder, grid)
+        case MaeConfig():
+            return build_mae(config, encoder_config, encoder, grid)
         case SimipuConfig():
             return build_simipu(config, encoder, grid, cameras=cameras)
         case Mim4dConfig():
             return Mim4dObjective(_find_instants(config, encoder_config, grid, cameras), encoder_width=encoder.shape.width)
+        case _:
+            return _build_task(config, encoder_config, encoder, grid, cameras)
+
+
+def _build_task(
+    config: TaskConfig, encoder_config: EncoderConfig, encoder: VideoEncoder, grid: Grid, cameras: int
+) -> DownstreamObjective:
+    match config:
         case DepthConfig():
             return build_depth(config, encoder_config, encoder, grid, cameras=cameras)
         case PoseConfig():
@@ -130,10 +143,18 @@ def _build_preparation(config: ObjectiveConfig, grid: Grid, encoder_config: Enco
     match config:
         case CrocoConfig():
             return CrocoPreparation(config, grid, blocks)
+        case MaeConfig():
+            return MaePreparation(config, grid, blocks)
         case SimipuConfig():
             return SimipuPreparation(config, grid, encoder_config.patch_px, encoder_config.tubelet_frames, cameras, blocks)
         case Mim4dConfig():
             return Mim4dPreparation(_find_instants(config, encoder_config, grid, cameras), blocks)
+        case _:
+            return _build_task_preparation(config, grid, encoder_config, blocks)
+
+
+def _build_task_preparation(config: TaskConfig, grid: Grid, encoder_config: EncoderConfig, blocks: int) -> Preparation:
+    match config:
         case DepthConfig():
             return DepthPreparation(config, (grid.w * encoder_config.patch_px, grid.h * encoder_config.patch_px), blocks)
         case PoseConfig():

@@ -1,23 +1,18 @@
 """CroCo: complete a masked clip from a second view of the same scene (Weinzaepfel et al. 2022, 2023).
 
-    loss = mean over masked tokens of mean over their pixels of (prediction - target)^2
-
-The target of a token is its pixels as the encoder's input has them (ImageNet-normalised and augmented), less their mean and
-divided by their deviation: sqrt(unbiased variance + 1e-6), over all three channels, and over the frames of a tubelet, together.
+Loss and targets are `models.objectives.completion`'s.
 
 Beyond the paper: target and reference are clips, another camera's or another moment's of the same drive; with one frame
-each this is the paper's form, equation by equation. The loss is float32 under autocast.
+each this is the paper's form, equation by equation.
 
 Which second view goes with a target is chosen in `trainer.data.pairs`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -28,10 +23,9 @@ from models.encoder import ClipGroup, VideoEncoder
 from models.images import denormalise, normalise
 from models.masking import count_visible, draw_visible
 from models.objectives.base import Encoded, Objective, encode
+from models.objectives.completion import Completion, draw_completion, first_camera, measure_completion
 from models.peers import Peers
 
-_VARIANCE_EPS = 1e-6
-_MASK_GREY = 0.5
 _FIELDS = frozenset({"target_images", "reference_images", "target_colours", "reference_colours", "scene"})
 
 
@@ -99,50 +93,20 @@ class CrocoObjective(Objective):
         return {name: self.complete(target, tokens).loss for name, tokens in references.items()}
 
     def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
-        """Masked input, reconstruction, target and reference.
-
-        The reconstruction borrows mean and deviation of each hidden token from the truth, which a normalised prediction
-        does not carry, and shows visible tokens as they are.
-        """
+        """Masked input, reconstruction, target and reference."""
         target, reference = encode(encoder, self.clips(batch))
         done = self.complete(target, reference.tokens)
-        truth = patchify(target.clips.images, self.grid)
-        hidden = done.hidden[..., None].bool()
-        mean, deviation = _mean_and_deviation(truth)
-        predicted = done.prediction * deviation + mean if self.config.normalise_target else done.prediction
-        frames = target.clips.images.shape[1]
-        completed = unpatchify(torch.where(hidden, predicted, truth), self.grid, frames)
-        masks = unpatchify(hidden.expand_as(truth).float(), self.grid, frames)
-        shown = denormalise(target.clips.images)
         return {
-            "masked input": _first_camera(torch.where(masks.bool(), _MASK_GREY, shown)),
-            "reconstruction, patch means given": _first_camera(denormalise(completed)),
-            "target": _first_camera(shown),
-            "reference": _first_camera(denormalise(reference.clips.images)),
+            **draw_completion(done, target, self.grid, normalise_target=self.config.normalise_target),
+            "reference": first_camera(denormalise(reference.clips.images)),
         }
 
-    def complete(self, target: Encoded, reference: Float[Tensor, "B N C"]) -> "Completion":
+    def complete(self, target: Encoded, reference: Float[Tensor, "B N C"]) -> Completion:
         """Predict every token of the target, of which the encoder saw the visible ones, with the tokens of `reference` beside it."""
         visible = target.clips.visible
         assert visible is not None, "a target is masked"
-        prediction = self.decoder(target.tokens, visible, reference, self.grid).float()
-        truth = patchify(target.clips.images, self.grid)
-        if self.config.normalise_target:
-            mean, deviation = _mean_and_deviation(truth)
-            truth = (truth - mean) / deviation
-        hidden = torch.ones(truth.shape[:2], device=truth.device).scatter(1, visible, 0.0)
-        error = (prediction - truth).square().mean(dim=-1)  # (B, N)
-        return Completion(prediction, hidden, (error * hidden).sum(dim=1) / hidden.sum(dim=1))
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What the decoder made of a batch."""
-
-    prediction: Float[Tensor, "B N values"]
-    hidden: Float[Tensor, "B N"]
-    """1 where the encoder did not see the token."""
-    loss: Float[Tensor, " B"]
+        prediction = self.decoder(target.tokens, visible, reference, self.grid)
+        return measure_completion(prediction, target, self.grid, normalise_target=self.config.normalise_target)
 
 
 def build_croco(config: CrocoConfig, encoder_config: EncoderConfig, encoder: VideoEncoder, grid: Grid) -> CrocoObjective:
@@ -158,31 +122,9 @@ def build_croco(config: CrocoConfig, encoder_config: EncoderConfig, encoder: Vid
     return CrocoObjective(config, decoder, grid)
 
 
-def patchify(images: Float[Tensor, "B T V 3 H W"], grid: Grid) -> Float[Tensor, "B N values"]:
-    """Pixels of each token, ordered (frame, y, x, channel)."""
-    return rearrange(images, "B (t k) V c (h p) (w q) -> B (t V h w) (k p q c)", t=grid.t, h=grid.h, w=grid.w)
-
-
-def unpatchify(tokens: Float[Tensor, "B N values"], grid: Grid, frames: int) -> Float[Tensor, "B T V 3 H W"]:
-    """The inverse of `patchify`; patches are square."""
-    k = frames // grid.t
-    side = math.isqrt(tokens.shape[-1] // (3 * k))
-    axes = {"t": grid.t, "V": grid.v, "h": grid.h, "w": grid.w, "k": k, "p": side, "q": side}
-    return rearrange(tokens, "B (t V h w) (k p q c) -> B (t k) V c (h p) (w q)", **axes)
-
-
-def _mean_and_deviation(truth: Float[Tensor, "B N values"]) -> tuple[Tensor, Tensor]:
-    variance, mean = torch.var_mean(truth, dim=-1, keepdim=True)  # unbiased, as the paper's code has it
-    return mean, (variance + _VARIANCE_EPS).sqrt()
-
-
 def _another_scene(scene: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
     """For each sample the nearest later one, cyclically, of another scene; the next one where there is none."""
     B = len(scene)
     later = (torch.arange(B, device=scene.device)[:, None] + torch.arange(1, B + 1, device=scene.device)) % B
     differs = scene[later] != scene[:, None]
     return later.gather(1, differs.int().argmax(dim=1, keepdim=True))[:, 0]
-
-
-def _first_camera(images: Float[Tensor, "B T V 3 H W"]) -> Float[Tensor, "B T 3 H W"]:
-    return images[:, :, 0]

@@ -43,7 +43,8 @@ def test_ten_steps_a_kill_and_ten_more_equal_twenty_bit_for_bit(runner: Runner, 
     assert_bit_equal(resumed, unbroken)
 
 
-def test_a_run_goes_on_under_another_engine_and_world_size(runner: Runner, unbroken: Finished) -> None:
+@pytest.mark.slow
+def test_a_killed_run_goes_on_under_another_engine_and_world_size(runner: Runner, unbroken: Finished) -> None:
     kill_after(runner, "moved", 12, engine="fsdp2", processes=2)
     resumed = runner.run("moved")
     np.testing.assert_allclose(resumed.losses, unbroken.losses, rtol=1e-6)

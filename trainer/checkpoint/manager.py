@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -44,7 +44,7 @@ from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.record import MANIFEST, Record, dump_record
 from trainer.checkpoint.staging import Stage
 from trainer.checkpoint.storage import Reader, Writer
-from trainer.config.training import CheckpointConfig
+from trainer.config.training import CheckpointConfig, WarmParts
 from trainer.errors import CheckpointError, ConfigError, OdonataError
 from trainer.store.base import Store, StoreError, check_exclusive
 
@@ -331,19 +331,40 @@ def load_into_model(
     store: Store,
     model: nn.Module,
     *,
-    parts: Literal["encoder", "model"],
+    parts: WarmParts,
 ) -> Record:
-    """Fill `model`, or only what is under encoder. in it, from the newest checkpoint of the run, or the one checkpoint, in `store`.
+    """Fill these parts of `model` from the newest checkpoint of the run, or the one checkpoint, in `store`.
 
-    Collective, so that all ranks take the same one. Names and shapes must be the same on both sides; the bytes are
-    compared with their checksums as they are read.
+    Collective, so that all ranks take the same one. Names and shapes must be the same on both sides, but for the task whose
+    decoder CroCo's becomes; the bytes are compared with their checksums as they are read.
     """
     ranks = Ranks()
     record = ranks.on_main(lambda: find_one(store))
-    root = "model." if parts == "model" else "model.encoder."
-    state = {name: boxes for name, boxes in model_state(model).items() if name.startswith(root)}
-    _load(store, _only(record, root), state, ranks)
+    roots = _pair_roots(model, parts)
+    state = {name: boxes for name, boxes in model_state(model).items() if name.startswith(tuple(live for live, _ in roots))}
+    stored = {
+        live + name.removeprefix(root): tensor for live, root in roots for name, tensor in _only(record, root).tensors.items()
+    }
+    _load(store, replace(record, tensors=stored), state, ranks)
     return record
+
+
+def _pair_roots(model: nn.Module, parts: WarmParts) -> list[tuple[str, str]]:
+    """What names of a part begin with, in this model and in a checkpoint.
+
+    Of CroCo's decoder the head stays behind: it answers with pixels, where a task wants tokens.
+    """
+    if parts == "model":
+        return [("model.", "model.")]
+    roots = [("model.encoder.", "model.encoder.")]
+    if parts == "encoder_and_decoder":
+        decoders = {name.split(".decoder.")[0] for name, _ in model.named_parameters() if ".decoder." in name}
+        roots += [
+            (f"model.{live}.decoder.{part}", f"model.objectives.croco.decoder.{part}")
+            for live in sorted(decoders)
+            for part in ("embed.", "mask_token", "blocks.", "norm.")
+        ]
+    return roots
 
 
 def find_one(store: Store) -> Record:

@@ -4,7 +4,17 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from models.config import CrocoConfig, EncoderConfig, Grid, Mim4dConfig, ObjectiveConfig, Section, TaskConfig
+from models.config import (
+    CompletionConfig,
+    CrocoConfig,
+    EncoderConfig,
+    Grid,
+    Mim4dConfig,
+    ObjectiveConfig,
+    PairTaskConfig,
+    Section,
+    TaskConfig,
+)
 from trainer.config.data import DataConfig, DrivesData
 from trainer.config.store import StoreConfig
 from trainer.config.training import (
@@ -103,10 +113,20 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def a_decoder_is_taken_for_a_decoder(self) -> "RunConfig":
+        takes = self.warm_start is not None and self.warm_start.parts == "encoder_and_decoder"
+        if takes and not any(isinstance(objective, CrocoConfig | PairTaskConfig) for objective in self.objectives):
+            raise ValueError(
+                f"warm_start.parts is encoder_and_decoder, and no objective of {', '.join(each.kind for each in self.objectives)} has "
+                "CroCo's decoder, as croco, pose and flow have; set it to encoder"
+            )
+        return self
+
+    @model_validator(mode="after")
     def masks_hide_some_and_show_some(self) -> "RunConfig":
         t, _, h, w = self.token_grid
         for place, objective in enumerate(self.objectives):
-            if not isinstance(objective, CrocoConfig):
+            if not isinstance(objective, CompletionConfig):
                 continue
             mask = objective.mask
             tokens = h * w if mask.kind == "tube" else t * h * w

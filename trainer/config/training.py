@@ -94,13 +94,16 @@ class ObserveConfig(Section):
     """Address that /metrics listens on."""
 
 
+WarmParts = Literal["encoder", "encoder_and_decoder", "model"]
+
+
 class WarmStartConfig(Section):
     """Weights to start from, taken from another run's checkpoint."""
 
     uri: str
     """A run folder or one of its checkpoints."""
-    parts: Literal["encoder", "model"] = "encoder"
-    """Only the encoder, or objectives as well."""
+    parts: WarmParts = "encoder"
+    """Only the encoder; for a task in which two images meet, the decoder of a CroCo run as well; or all, the objectives too."""
 
 
 class RunSection(Section):

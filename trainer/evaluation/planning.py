@@ -1,21 +1,22 @@
 """From a task and an encoder to the runs that train its head: one frozen run config a seed.
 
 An encoder is that of a run or checkpoint, with its weights, or a fresh one: of the same shape as a run's, or of a size by name. It is
-given single images, so what its positions know of time is written down, as a clip no longer says it.
+given single images, so what its positions know of time is written down, as a clip no longer says it. Where two images meet, the decoder
+of a CroCo run comes along, as CroCo has it; any other encoder meets in a fresh one.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.config import EncoderConfig
+from models.config import CrocoConfig, EncoderConfig
 from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, open_place, read_run_config
 from trainer.config.data import ClipConfig, DrivesData
 from trainer.config.load import override_run_config
 from trainer.config.run import RunConfig
 from trainer.config.store import StoreConfig
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluation.protocol import LEARNING, PROTOCOLS, SCRATCH_CLIP, WARMUP_SHARE, Mode, TaskName
+from trainer.evaluation.protocol import LEARNING, PAIR_TASKS, PROTOCOLS, SCRATCH_CLIP, WARMUP_SHARE, Mode, TaskName
 from trainer.store.open import open_store
 
 SCRATCH = "scratch"
@@ -32,6 +33,8 @@ class ChosenEncoder:
     """Height and width of the images that it is used to."""
     uri: str | None
     """Where its weights are; none for a fresh one."""
+    decoder: str | None = None
+    """Size of the decoder of CroCo that its run has learnt with it; none where it has none."""
 
 
 def choose_encoder(
@@ -68,6 +71,7 @@ def plan_run(
     """
     protocol = PROTOCOLS[task]
     steps = steps or protocol.steps
+    takes_decoder = chosen.decoder is not None and task in PAIR_TASKS
     content: dict[str, Any] = {
         "schema_version": 1,
         "seed": seed,
@@ -76,11 +80,11 @@ def plan_run(
         "run": {"uri": f"{out.rstrip('/')}/seed-{seed}"},
         "data": {"kind": "nuscenes", "clip": {"frames": 1, **chosen.clip}, **protocol.data},
         "encoder": chosen.config.model_dump(),
-        "objectives": [{"kind": task}],
+        "objectives": [{"kind": task, **({"decoder": chosen.decoder} if takes_decoder else {})}],
         "optim": {**LEARNING[mode], "warmup_steps": round(WARMUP_SHARE * steps)},
         "checkpoint": {"every_steps": max(1, steps // 4), "keep_last": 1},
         "store": (store or StoreConfig()).model_dump(),
-        "warm_start": chosen.uri and {"uri": chosen.uri, "parts": "encoder"},
+        "warm_start": chosen.uri and {"uri": chosen.uri, "parts": "encoder_and_decoder" if takes_decoder else "encoder"},
     }
     settings = [*(f"data.{setting}" for setting in data), *overrides]
     config = override_run_config(content, settings, origin=f"odonata evaluate {task}")
@@ -112,7 +116,8 @@ def _take_from_run(place: Place, *, name: str, uri: str | None) -> ChosenEncoder
             "give a run's folder or s3://bucket/prefix, or put the config of its run there"
         )
     encoder = config.encoder.model_copy(update={"has_time": config.encoder.knows_time(config.token_grid), "drop_path": 0.0})
-    return ChosenEncoder(name, encoder, _size_of(config.data.clip), uri)
+    decoder = next((objective.decoder for objective in config.objectives if isinstance(objective, CrocoConfig)), None)
+    return ChosenEncoder(name, encoder, _size_of(config.data.clip), uri, decoder)
 
 
 def _size_of(clip: ClipConfig) -> dict[str, int]:

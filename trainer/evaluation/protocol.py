@@ -23,6 +23,8 @@ from trainer.evaluation.scores import DepthScores, FlowScores, PoseScores, Score
 
 TaskName = Literal["depth", "pose", "flow"]
 Mode = Literal["frozen", "finetuned"]
+PAIR_TASKS: tuple[TaskName, ...] = ("pose", "flow")
+"""Those in which two images meet in a decoder."""
 
 LEARNING: Mapping[Mode, Mapping[str, Any]] = {
     "frozen": {"train_encoder": False, "lr": 1e-3, "betas": (0.9, 0.999)},

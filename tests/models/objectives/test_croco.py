@@ -12,9 +12,10 @@ from models.config import CrocoConfig, EncoderConfig, Grid, MaskConfig
 from models.encoder import ClipGroup
 from models.images import normalise
 from models.objectives.base import Preparation, encode
-from models.objectives.croco import Completion, CrocoObjective, patchify, unpatchify
+from models.objectives.completion import Completion, patchify, unpatchify
+from models.objectives.croco import CrocoObjective
 from models.pretraining import PretrainingModel, build_model, build_preparations
-from tests.models.samples import CROCO, PATCH_PX, VIDEO_ENCODER, VIDEO_GRID, random_batch, random_images
+from tests.models.samples import CROCO, PATCH_PX, VIDEO_ENCODER, VIDEO_GRID, random_batch
 
 FRAMES = VIDEO_GRID.t * VIDEO_ENCODER.tubelet_frames
 
@@ -42,18 +43,6 @@ def complete(model: PretrainingModel, batch: Batch, target: Tensor, reference: T
     groups = [ClipGroup(target, batch.prepared["croco"]["visible"]), ClipGroup(reference)]
     masked, whole = encode(model.encoder, groups)
     return objective_of(model).complete(masked, whole.tokens)
-
-
-def test_a_token_lists_frame_row_column_channel(model: PretrainingModel) -> None:
-    images = random_images(VIDEO_GRID, batch=1, tubelet_frames=2)
-    tokens = patchify(images, VIDEO_GRID)
-    t, y, x = 1, 1, 2
-    frame, row, column, channel = 1, 2, 3, 1
-    value = ((frame * PATCH_PX + row) * PATCH_PX + column) * 3 + channel
-    token = (t * VIDEO_GRID.h + y) * VIDEO_GRID.w + x
-    pixel = images[0, 2 * t + frame, 0, channel, PATCH_PX * y + row, PATCH_PX * x + column]
-    assert tokens[0, token, value] == pixel
-    assert torch.equal(unpatchify(tokens, VIDEO_GRID, FRAMES), images)
 
 
 @pytest.mark.parametrize("normalise_target", [True, False])

@@ -13,7 +13,8 @@ from torch import Tensor
 from models.config import CrocoConfig, Grid
 from models.encoder import ClipGroup
 from models.objectives.base import encode
-from models.objectives.croco import CrocoObjective, patchify
+from models.objectives.completion import patchify
+from models.objectives.croco import CrocoObjective
 from models.official_croco import build_official, export_official, load_official_weights, rename_to_official
 from models.pretraining import PretrainingModel
 from trainer.config.training import OptimConfig

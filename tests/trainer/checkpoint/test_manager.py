@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from models.config import CrocoConfig, EncoderConfig, Grid, MaeConfig, PoseConfig
+from models.pretraining import build_model
 from tests.trainer.checkpoint.toy import FailingStore, Toy, Trainer, save_now, unequal, whole
 from trainer.checkpoint import storage
 from trainer.checkpoint.boxes import boxes_of
@@ -149,6 +151,8 @@ def test_a_save_killed_before_its_manifest_is_not_seen_and_swept_by_the_next(sto
     whole_one = save(store, 10)
     program = """
 import os, sys
+from models.config import CrocoConfig, EncoderConfig, Grid, MaeConfig, PoseConfig
+from models.pretraining import build_model
 from tests.trainer.checkpoint.toy import Trainer, save_now
 from trainer.checkpoint import manager
 from trainer.config.training import CheckpointConfig
@@ -322,6 +326,28 @@ def test_an_encoder_can_start_from_the_weights_of_another_run(store: Store, give
     assert all(torch.equal(after[name], before[name]) for name in after if "encoder" not in name)
     load_into_model(origin, model, parts="model")
     assert unequal(whole(model_state(model)), source) == []
+
+
+def test_the_decoder_of_croco_becomes_that_of_a_task_but_for_its_head(store: Store) -> None:
+    encoder, grid = EncoderConfig(size="tiny", patch_px=4), Grid(1, 1, 2, 3)
+    taught = build_model(encoder, [CrocoConfig(decoder="tiny")], grid)
+    save_now(manage(store), 1, model_state(taught))
+    model = build_model(encoder, [PoseConfig(decoder="tiny")], grid)
+    fresh_head = model.objectives["pose"].decoder.head.weight.detach().clone()
+    load_into_model(store, model, parts="encoder_and_decoder")
+    source, found = taught.objectives["croco"].decoder.state_dict(), model.objectives["pose"].decoder.state_dict()
+    assert found.keys() == source.keys()
+    taken = {name for name in found if found[name].shape == source[name].shape and torch.equal(found[name], source[name])}
+    assert found.keys() - taken == {"head.weight", "head.bias"}
+    assert torch.equal(found["head.weight"], fresh_head)
+    assert torch.equal(model.encoder.embed.weight, taught.encoder.embed.weight)
+    larger = build_model(encoder, [PoseConfig(decoder="small")], grid)
+    with pytest.raises(CheckpointError, match="different in shape"):
+        load_into_model(store, larger, parts="encoder_and_decoder")
+    without = build_model(encoder, [MaeConfig(decoder="tiny")], grid)
+    save_now(manage(store), 2, model_state(without))
+    with pytest.raises(CheckpointError, match=r"only in this run: model\.objectives\.pose\.decoder\."):
+        load_into_model(store, model, parts="encoder_and_decoder")
 
 
 def test_weights_to_start_from_must_fit_and_be_there(store: Store) -> None:

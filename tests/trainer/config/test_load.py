@@ -45,7 +45,7 @@ def test_overrides_reach_nested_keys_and_list_items() -> None:
         ("data.clip.frames=5", "frames is 5, which encoder.tubelet_frames 2 does not divide"),
         ("data.kind=waymo", "data: .*'nuscenes', 'synthetic', 'shards', 'image_pairs'"),
         ("data.clip.frames=null", "data.synthetic.clip.frames: .*integer"),
-        ("objectives[0].kind=mae", "objectives.0"),
+        ("objectives[0].kind=dino", "objectives.0"),
         ("objectives[0].mask.ratio=1.0", "objectives.0.croco.mask.ratio: .*less than 1"),
         ("objectives[0].mask.ratio=0.0001", "hides 0; at least one must be hidden"),
         ("objectives=[]", "objectives: .*at least 1 item"),
@@ -68,6 +68,15 @@ def test_overrides_reach_nested_keys_and_list_items() -> None:
 def test_a_mistake_is_a_sentence_that_names_the_key(override: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load_run_config(TINY, [override])
+
+
+def test_a_decoder_is_taken_only_where_one_is_wanted() -> None:
+    warm = "warm_start={uri: runs/base, parts: encoder_and_decoder}"
+    assert load_run_config(TINY, [warm]).warm_start is not None
+    with pytest.raises(
+        ConfigError, match="no objective of mae has CroCo's decoder, as croco, pose and flow have; set it to encoder"
+    ):
+        load_run_config(TINY, [warm, "objectives=[{kind: mae}]"])
 
 
 def test_all_mistakes_are_named_at_once() -> None:

@@ -1,11 +1,12 @@
 """Planning: which encoder, which run, and what is refused with which sentence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from models.config import EncoderConfig
+from models.config import EncoderConfig, FlowConfig
 from tests.runs import SMALL_RUN
 from trainer.config.data import NuscenesData
 from trainer.config.store import StoreConfig
@@ -76,6 +77,20 @@ def test_a_task_becomes_an_ordinary_run_on_single_images(task: str, tmp_path: Pa
     assert not config.optim.train_encoder and config.optim.warmup_steps == 2
     assert config.warm_start is not None and config.warm_start.uri == "runs/video"
     assert config.run.uri == f"{tmp_path}/seed-3" and config.seed == 3
+
+
+def test_where_two_images_meet_the_decoder_of_a_croco_run_comes_along(run: Path, tmp_path: Path) -> None:
+    fresh = choose_encoder("scratch", STORE, like=str(run))
+    assert fresh.decoder == "tiny"
+    taught = replace(fresh, uri="runs/base", decoder="small")
+    for task, parts in (("depth", "encoder"), ("pose", "encoder_and_decoder"), ("flow", "encoder_and_decoder")):
+        config = plan_run(task, taught, "frozen", seed=0, out=str(tmp_path), data=["root=city"])
+        assert config.warm_start is not None and config.warm_start.parts == parts
+    assert isinstance(config.objectives[0], FlowConfig) and config.objectives[0].decoder == "small"
+    alone = plan_run(
+        "flow", taught, "frozen", seed=0, out=str(tmp_path), data=["root=city"], overrides=["warm_start.parts=encoder"]
+    )
+    assert alone.warm_start is not None and alone.warm_start.parts == "encoder"
 
 
 def test_keys_of_data_and_of_the_whole_run_override_the_protocol(tmp_path: Path) -> None:
