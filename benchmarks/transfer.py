@@ -1,0 +1,341 @@
+"""Does pre-training pay? Encoders of one shape, pre-trained in six ways, on downstream tasks of held-out scenes, compared in pairs.
+
+The protocol is docs/study.md. A cell is one pre-training, or one task on one encoder, with one seed; each is a run of the public
+command in a folder of its own, which is trained once: a second call goes on where the first was stopped, and adds what is new.
+
+    python -m benchmarks.transfer --folder runs/transfer --jobs 2             # the study: some hours on two cores
+    python -m benchmarks.transfer --folder runs/look --seeds 2 --tasks depth  # a look: two seeds, one task
+    python -m benchmarks.transfer --folder runs/transfer --report             # of the cells that have ended
+
+JSON keys: cells (task, pretraining, mode, seed, metric, value: one object each), table (task -> metric -> "pretraining, mode" -> mean
+and half_width of its 95 % interval), differences (each pre-training less scratch, paired by seed), claims (text, holds, why),
+minutes (of all cells, one core each), seeds, missing (cells that have not ended).
+"""
+
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks.report import RESULTS, Report, build_parser
+from trainer.evaluation.report import summarise
+
+RUN = Path(__file__).parents[1] / "launch" / "runs" / "transfer_tiny.yaml"
+SCRATCH = "scratch"
+IMAGES = 21_600
+"""That every encoder is pre-trained on, counted as often as they are encoded."""
+SCENES = 32
+CLIPS = 200
+"""Held-out clips that are scored."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """One way to pre-train; `images` of a sample are encoded."""
+
+    samples: int
+    """In a step."""
+    images: int
+    overrides: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        return IMAGES // (self.samples * self.images)
+
+
+_CROCO = "{kind: croco, decoder: tiny, mask: {ratio: 0.8}}"
+_SIMIPU = "{kind: simipu, points: tiny}"
+_MIM4D = "{kind: mim4d, volume: tiny, mask_ratio: 0.5, mask_cell_px: 16, rays: 64}"
+_INSTANTS = ("data.clip.frames=3", "data.clip.spacing_s=0.5", "data.augment.crop_share=[0.95,1.0]")
+PRETRAININGS: Mapping[str, Pretraining] = {
+    "mae": Pretraining(72, 1, ("objectives=[{kind: mae, decoder: tiny, mask: {ratio: 0.75}}]",)),
+    "croco": Pretraining(36, 2, (f"objectives=[{_CROCO}]",)),
+    "simipu": Pretraining(12, 6, (f"objectives=[{_SIMIPU}]",)),
+    "mim4d": Pretraining(4, 18, (f"objectives=[{_MIM4D}]", *_INSTANTS)),
+    "mix": Pretraining(2, 2 * 3 + 18 + 18, (f"objectives=[{_CROCO}, {_SIMIPU}, {_MIM4D}]", *_INSTANTS)),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task in the study."""
+
+    metric: str
+    """That claims are judged by."""
+    lower_is_better: bool
+    steps: int
+    modes: tuple[str, ...] = ("frozen", "finetuned")
+
+
+TASKS: Mapping[str, Task] = {
+    "depth": Task("abs_rel", True, 200),
+    "pose": Task("median_cm", True, 400),
+    "flow": Task("epe_px", True, 400, ("frozen",)),
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What must come out for one paper to be believed here; one of the comparisons is enough."""
+
+    text: str
+    better: str
+    worse: str
+    tasks: tuple[str, ...]
+
+
+CLAIMS = (
+    *(
+        Claim(f"CroCo beats {other} on {task}", "croco", other, (task,))
+        for task in ("pose", "flow")
+        for other in ("mae", SCRATCH)
+    ),
+    Claim("MIM4D beats scratch on depth", "mim4d", SCRATCH, ("depth",)),
+    Claim("MIM4D beats scratch on BEV", "mim4d", SCRATCH, ("bev",)),
+    Claim("SimIPU beats scratch on depth or detection", "simipu", SCRATCH, ("depth", "detection")),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One command, and the folder that it fills."""
+
+    folder: Path
+    command: tuple[str, ...]
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    @property
+    def cost(self) -> Path:
+        """Minutes; written when the command has succeeded."""
+        return self.folder.with_suffix(".minutes")
+
+    @property
+    def has_ended(self) -> bool:
+        return self.cost.exists()
+
+
+Key = tuple[str, str, str, int]
+"""Task, pre-training, mode, seed."""
+Values = Mapping[Key, Mapping[str, float]]
+"""Metrics of the cells that have ended."""
+
+
+def main() -> None:
+    parser = build_parser(__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="where data and cells are kept")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of each cell")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="tasks; all by default")
+    parser.add_argument("--pretrainings", nargs="+", choices=PRETRAININGS, default=list(PRETRAININGS), help="all by default")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time, one core each")
+    parser.add_argument("--report", action="store_true", help="run nothing: report the cells that have ended")
+    arguments = parser.parse_args()
+    pretrained, evaluated = list_cells(arguments.folder, arguments.pretrainings, arguments.tasks, range(arguments.seeds))
+    if not arguments.report:
+        synthesize(arguments.folder / "city")
+        run_cells([pretrained, list(evaluated.values())], arguments.jobs)
+    tell(Report("transfer", arguments), arguments, pretrained, evaluated)
+
+
+def list_cells(
+    folder: Path, names: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]
+) -> tuple[list[Cell], dict[Key, Cell]]:
+    """Pre-trainings, and what is trained on them."""
+    pretrained = [_pretraining_cell(folder, name, seed) for seed, name in itertools.product(seeds, names)]
+    evaluated = {
+        (task, name, mode, seed): _evaluation_cell(folder, task, name, mode, seed)
+        for seed, task, name in itertools.product(seeds, tasks, (SCRATCH, *names))
+        for mode in TASKS[task].modes
+    }
+    return pretrained, evaluated
+
+
+def _pretraining_cell(folder: Path, name: str, seed: int) -> Cell:
+    how, run = PRETRAININGS[name], folder / "pretrained" / f"{name}-{seed}"
+    sizes = (f"seed={seed}", f"steps={how.steps}", f"global_batch={how.samples}")
+    places = (f"data.root={folder / 'city'}", f"run.uri={run}", "observe.metrics_port=null")
+    return Cell(run, ("train", str(RUN), *places, *sizes, *how.overrides))
+
+
+def _evaluation_cell(folder: Path, task: str, name: str, mode: str, seed: int) -> Cell:
+    out = folder / "evaluated" / f"{task}-{name}-{mode}-{seed}"
+    of_run = folder / "pretrained"
+    encoder = ("scratch", "--like", str(of_run / f"croco-{seed}")) if name == SCRATCH else (str(of_run / f"{name}-{seed}"),)
+    how = ("--frozen" if mode == "frozen" else "--finetune", "--seed", str(seed), "--steps", str(TASKS[task].steps))
+    data = ("--data", "kind=synthetic", "--data", f"root={folder / 'city'}", "--data", "workers=1")
+    rest = ("--clips", str(CLIPS), "--out", str(out), "observe.metrics_port=null")
+    return Cell(out, ("evaluate", task, "--encoder", *encoder, *how, *data, *rest))
+
+
+def synthesize(city: Path) -> None:
+    """The world of the study, unless it is there; every fourth scene is held out."""
+    if not city.is_dir():
+        size = ("--scenes", str(SCENES), "--duration-s", "6", "--scale", "0.125")
+        subprocess.run([sys.executable, "-m", "odonata", "synthesize", "--out", str(city), *size], check=True, stdout=sys.stderr)
+
+
+def run_cells(waves: Sequence[Sequence[Cell]], jobs: int) -> None:
+    """Every cell that has not ended, wave by wave; SystemExit names those that failed, when all others are done."""
+    console = Console(stderr=True)
+    failed: list[Cell] = []
+    for number, wave in enumerate(waves, 1):
+        todo = [cell for cell in wave if not cell.has_ended]
+        with ThreadPoolExecutor(jobs) as pool:
+            ended = pool.map(run_cell, todo)
+            shown = track(ended, f"cells of wave {number} of {len(waves)}", total=len(todo), console=console)
+            failed += [cell for cell, is_done in zip(todo, shown, strict=True) if not is_done]
+    if failed:
+        raise SystemExit("these cells failed, see their logs: " + " ".join(str(cell.log) for cell in failed))
+
+
+def run_cell(cell: Cell) -> bool:
+    """Run the command on one core; the answer is whether it succeeded."""
+    cell.log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with cell.log.open("w") as log:
+        one_core = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "odonata", *cell.command]
+        ended = subprocess.run(command, stdout=log, stderr=log, env=one_core, check=False)
+    if ended.returncode == 0:
+        cell.cost.write_text(f"{(time.monotonic() - began) / 60:.3f}\n")
+    return cell.has_ended
+
+
+def tell(report: Report, arguments: Namespace, pretrained: Sequence[Cell], evaluated: Mapping[Key, Cell]) -> None:
+    """Table, verdicts and figure of the cells that have ended."""
+    values = {key: read_figures(cell) for key, cell in evaluated.items() if cell.has_ended}
+    table = tabulate(values)
+    claims = [judge(claim, values) for claim in CLAIMS]
+    report.say(as_markdown(table, claims))
+    if report.save:
+        (RESULTS / "transfer.md").write_text(as_markdown(table, claims))
+        plot(values, RESULTS / "transfer.png")
+    ended = [cell for cell in (*pretrained, *evaluated.values()) if cell.has_ended]
+    report.finish(
+        {
+            "cells": [
+                {"task": task, "pretraining": name, "mode": mode, "seed": seed, "metric": metric, "value": value}
+                for (task, name, mode, seed), figures in values.items()
+                for metric, value in figures.items()
+            ],
+            "table": table,
+            "differences": {
+                f"{task}, {name}, {mode}": as_interval(paired_differences(values, task, name, SCRATCH, mode))
+                for task, name in itertools.product(TASKS, PRETRAININGS)
+                for mode in TASKS[task].modes
+                if len(paired_differences(values, task, name, SCRATCH, mode)) > 1
+            },
+            "claims": claims,
+            "minutes": sum(float(cell.cost.read_text()) for cell in ended),
+            "seeds": arguments.seeds,
+            "missing": len(evaluated) - len(values),
+        }
+    )
+
+
+def read_figures(cell: Cell) -> dict[str, float]:
+    """Metrics of the one seed of a cell; NaN where nothing was known."""
+    (of_seed,) = json.loads((cell.folder / "evaluation.json").read_text())["seeds"]
+    return {name: math.nan if value is None else value for name, value in of_seed["figures"].items()}
+
+
+def tabulate(values: Values) -> dict[str, Any]:
+    """Mean and half width over seeds: task -> metric -> "pretraining, mode"."""
+    table: dict[str, Any] = {}
+    for task, name, mode in dict.fromkeys(key[:3] for key in values):
+        of_seeds = [figures for key, figures in values.items() if key[:3] == (task, name, mode)]
+        for metric in of_seeds[0]:
+            of_metric = table.setdefault(task, {}).setdefault(metric, {})
+            of_metric[f"{name}, {mode}"] = as_interval([figures[metric] for figures in of_seeds])
+    return table
+
+
+def as_interval(numbers: Sequence[float]) -> dict[str, float | None]:
+    """Mean and half the width of its 95 % interval."""
+    mean, half = summarise(numbers)
+    return {"mean": mean, "half_width": half}
+
+
+def paired_differences(values: Values, task: str, better: str, worse: str, mode: str) -> list[float]:
+    """By how much `better` is better than `worse` in the metric of `task`, one number a seed that both have."""
+    sign = -1 if TASKS[task].lower_is_better else 1
+    metric = TASKS[task].metric
+    seeds = [seed for of_task, name, of_mode, seed in values if (of_task, name, of_mode) == (task, better, mode)]
+    return [
+        sign * (values[task, better, mode, seed][metric] - values[task, worse, mode, seed][metric])
+        for seed in seeds
+        if (task, worse, mode, seed) in values
+    ]
+
+
+def judge(claim: Claim, values: Values) -> dict[str, Any]:
+    """Whether the interval of the paired difference lies above zero, frozen, in one of the claim's tasks; null before it is known."""
+    found = {
+        task: as_interval(paired_differences(values, task, claim.better, claim.worse, "frozen"))
+        for task in claim.tasks
+        if task in TASKS and len(paired_differences(values, task, claim.better, claim.worse, "frozen")) > 1
+    }
+    holds = any(interval["mean"] > interval["half_width"] for interval in found.values()) if found else None  # type: ignore[operator]
+    return {"text": claim.text, "holds": holds, "differences": found}
+
+
+def as_markdown(table: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> str:
+    """A table of the metric that each task is judged by, and the verdicts."""
+    columns = [(task, mode) for task in table for mode in TASKS[task].modes]
+    heads = [f"{task}, {mode}: {TASKS[task].metric}" for task, mode in columns]
+    lines = ["| pre-training | " + " | ".join(heads) + " |", "|" + " --- |" * (len(columns) + 1)]
+    for name in (SCRATCH, *PRETRAININGS):
+        cells = [table[task][TASKS[task].metric].get(f"{name}, {mode}") for task, mode in columns]
+        lines.append(f"| {name} | " + " | ".join(_say(cell) for cell in cells) + " |")
+    verdicts = {True: "holds", False: "does not hold", None: "not known yet"}
+    return "\n".join([*lines, "", *(f"- {claim['text']}: {verdicts[claim['holds']]}" for claim in claims), ""])
+
+
+def _say(interval: Mapping[str, float | None] | None) -> str:
+    if interval is None:
+        return "-"
+    mean, half = interval["mean"], interval["half_width"]
+    return f"{mean:.3g}" if half is None else f"{mean:.3g} ± {half:.2g}"
+
+
+def plot(values: Values, path: Path) -> None:
+    """For each task and mode how much better than scratch each pre-training is, in percent of scratch, with 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [(task, mode) for task in TASKS for mode in TASKS[task].modes if any(key[0] == task for key in values)]
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 3.2), sharey=True, layout="constrained", squeeze=False)
+    for axis, (task, mode) in zip(axes[0], shown, strict=True):
+        of_scratch = [figures[TASKS[task].metric] for key, figures in values.items() if key[:3] == (task, SCRATCH, mode)]
+        axis.axvline(0, color="0.6", linewidth=1)
+        for place, name in enumerate(PRETRAININGS):
+            differences = paired_differences(values, task, name, SCRATCH, mode)
+            if len(differences) > 1:
+                mean, half = (100 * number / summarise(of_scratch)[0] for number in as_interval(differences).values())  # type: ignore[operator]
+                axis.errorbar(mean, place, xerr=half, fmt="o", capsize=3, color=f"C{place}")
+        axis.set_title(f"{task}, {mode}\n{TASKS[task].metric}", fontsize=9)
+        axis.set_yticks(range(len(PRETRAININGS)), PRETRAININGS)
+        axis.grid(alpha=0.3)
+    axes[0][0].invert_yaxis()
+    figure.supxlabel("better than scratch by, in %", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

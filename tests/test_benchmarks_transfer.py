@@ -1,0 +1,110 @@
+"""The study's bookkeeping: which cells there are, what is not run twice, and when a claim holds."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import transfer
+from benchmarks.transfer import CLAIMS, PRETRAININGS, SCRATCH, TASKS, Cell, judge, list_cells, paired_differences, tabulate
+from trainer.config.load import load_run_config
+from trainer.evaluation.protocol import PROTOCOLS
+
+SEEDS = range(5)
+
+
+def values_of(task: str, **of_names: list[float]) -> dict[tuple[str, str, str, int], dict[str, float]]:
+    """Frozen cells of a task: one number a seed of each pre-training."""
+    metric = TASKS[task].metric
+    return {
+        (task, name, "frozen", seed): {metric: value}
+        for name, of_seeds in of_names.items()
+        for seed, value in enumerate(of_seeds)
+    }
+
+
+@pytest.mark.parametrize("name", PRETRAININGS)
+def test_every_pretraining_is_a_run_that_sees_as_many_images(name: str, tmp_path: Path) -> None:
+    how = PRETRAININGS[name]
+    cells, _ = list_cells(tmp_path, [name], [], [3])
+    command, config_path, *overrides = cells[0].command
+    config = load_run_config(Path(config_path), overrides)
+    assert command == "train" and config.seed == 3
+    assert abs(config.steps * config.global_batch * how.images - transfer.IMAGES) < how.samples * how.images
+    frames, cameras = config.data.clip.frames, config.cameras
+    of_kind = {"mae": frames, "croco": 2 * frames, "simipu": frames * cameras, "mim4d": frames * cameras}
+    assert how.images == sum(of_kind[objective.kind] for objective in config.objectives)
+
+
+def test_every_task_of_the_study_has_a_protocol_and_its_metric() -> None:
+    assert set(TASKS) <= set(PROTOCOLS)
+    assert {task for claim in CLAIMS for task in claim.tasks} <= {*PROTOCOLS, "bev", "detection"}
+
+
+def test_cells_of_one_seed_share_everything_but_the_encoder(tmp_path: Path) -> None:
+    _, cells = list_cells(tmp_path, list(PRETRAININGS), ["depth"], SEEDS)
+    assert len(cells) == len(SEEDS) * (1 + len(PRETRAININGS)) * len(TASKS["depth"].modes)
+    commands = [
+        [part for part in cells["depth", name, "frozen", 2].command if str(tmp_path / "pretrained") not in part]
+        for name in ("mae", "croco")
+    ]
+    for command in commands:
+        command.remove(next(part for part in command if "evaluated" in part))
+    assert commands[0] == commands[1]
+
+
+def test_a_cell_that_has_ended_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, todo = (Cell(tmp_path / name, ("config", "--schema")) for name in ("done", "todo"))
+    done.cost.write_text("1.0\n")
+    ran: list[Cell] = []
+    monkeypatch.setattr(transfer, "run_cell", lambda cell: ran.append(cell) or True)
+    transfer.run_cells([[done, todo]], jobs=1)
+    assert ran == [todo]
+
+
+def test_a_cell_that_fails_is_named_after_the_others_were_run(tmp_path: Path) -> None:
+    bad, good = Cell(tmp_path / "bad", ("config", "no/such.yaml")), Cell(tmp_path / "good", ("config", "--schema"))
+    with pytest.raises(SystemExit, match=r"bad\.log"):
+        transfer.run_cells([[bad, good]], jobs=2)
+    assert good.has_ended and not bad.has_ended
+    assert "no/such.yaml" in bad.log.read_text()
+
+
+def test_a_difference_is_taken_seed_by_seed_and_positive_where_the_first_is_better() -> None:
+    values = values_of("depth", croco=[0.2, 0.3], scratch=[0.3, 0.7, 0.9])
+    assert paired_differences(values, "depth", "croco", SCRATCH, "frozen") == pytest.approx([0.1, 0.4])
+    assert paired_differences(values, "depth", SCRATCH, "croco", "frozen") == pytest.approx([-0.1, -0.4])
+
+
+def test_a_claim_holds_where_the_interval_lies_above_zero_and_is_open_without_two_seeds() -> None:
+    claim = next(claim for claim in CLAIMS if claim.text == "CroCo beats scratch on pose")
+    scratch = [100.0, 90.0, 110.0, 95.0, 105.0]
+    clearly = values_of("pose", croco=[value - 10 - seed for seed, value in enumerate(scratch)], scratch=scratch)
+    assert judge(claim, clearly)["holds"] is True
+    # mean 2, deviation sqrt(250 / 4): half the interval is 2.776 * 7.906 / sqrt(5) = 9.8
+    by_chance = values_of(
+        "pose", croco=[value - d for value, d in zip(scratch, (12, -8, 2, 7, -3), strict=True)], scratch=scratch
+    )
+    assert judge(claim, by_chance)["holds"] is False
+    interval = judge(claim, by_chance)["differences"]["pose"]
+    assert interval["half_width"] == pytest.approx(2.776 * math.sqrt(250 / 4 / 5), rel=1e-3)
+    assert judge(claim, {})["holds"] is None
+    assert judge(claim, values_of("pose", croco=[1.0], scratch=[2.0]))["holds"] is None
+
+
+def test_the_table_has_means_and_the_text_a_row_for_every_pretraining() -> None:
+    values = values_of("pose", croco=[1.0, 3.0], scratch=[4.0, 4.0])
+    table = tabulate(values)
+    assert table["pose"]["median_cm"]["croco, frozen"]["mean"] == 2.0
+    text = transfer.as_markdown(table, [judge(claim, values) for claim in CLAIMS])
+    assert "| scratch | 4 ± 0 |" in text and "| mim4d | - |" in text
+    assert "MIM4D beats scratch on BEV: not known yet" in text
+
+
+def test_figures_of_a_cell_are_those_of_its_seed_and_nan_where_unknown(tmp_path: Path) -> None:
+    cell = Cell(tmp_path / "cell", ())
+    cell.folder.mkdir()
+    (cell.folder / "evaluation.json").write_text(json.dumps({"seeds": [{"figures": {"epe_px": 1.5, "outliers": None}}]}))
+    found = transfer.read_figures(cell)
+    assert found["epe_px"] == 1.5 and math.isnan(found["outliers"])
