@@ -22,6 +22,10 @@ from trainer.errors import EXIT_RETRY, ConfigError, OdonataError, PreemptedError
 if TYPE_CHECKING:
     from trainer.checkpoint.tools import Checkpoint, Place
     from trainer.config.store import StoreConfig
+    from trainer.data.shards.layout import Version
+    from trainer.data.shards.recording import Recording
+    from trainer.data.shards.verifying import Damage
+    from trainer.store.base import Store
 
 _PIPED_WIDTH = 10_000
 
@@ -118,7 +122,7 @@ def synthesize(
 
 @app.command(
     epilog="Example: `odonata pack /data/nuscenes s3://bucket/nuscenes --store endpoint_url=http://127.0.0.1:8333` packs or adds; "
-    "`odonata pack --verify s3://bucket/nuscenes` reads every byte again"
+    "`odonata pack --verify s3://bucket/nuscenes` reads every byte again, `odonata pack --repair SOURCE DEST` mends what is damaged"
 )
 def pack(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Dataroot in nuScenes format; what to check with --verify.")],
@@ -127,6 +131,9 @@ def pack(
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read what is packed and compare every byte; exit 2 if damaged.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write the damaged shards of DEST anew from SOURCE, and add nothing.")
     ] = False,
     version: Annotated[
         str | None, typer.Option(help="Version folder of the dataroot, or number of the packed version to verify.")
@@ -144,10 +151,13 @@ def pack(
 
     configure_logging(rank=0)
     settings = parse_store_config(store or [])
-    if destination is None and not verify:
+    if destination is None and (repair or not verify):
         raise ConfigError(f"odonata pack {source} has no place to pack it into; give a folder or s3://bucket/prefix as DEST")
     if destination is not None:
         recording = build.open_recording(Path(source), version, prefix=prefix)
+        if repair:
+            _repair_packed(recording, destination, settings)
+            return
         with _counting_bar("packing drives") as advance:
             print(
                 write_shards(
@@ -159,20 +169,34 @@ def pack(
 
 
 def _verify_packed(uri: str, settings: "StoreConfig", version: str | None) -> None:
-    from trainer.data.shards.layout import read_version
     from trainer.data.shards.verifying import raise_if_damaged
-    from trainer.data.shards.verifying import verify as find_damage
-    from trainer.store.open import open_store
 
     if version is not None and not version.isdigit():
         raise ConfigError(f"--version {version} was given of packed data, whose versions are numbers; give one, or leave it out")
-    place = open_store(uri, settings)
-    packed = read_version(place, int(version) if version else None)
-    total = sum(stored.bytes for pack in packed.packs for stored in (*pack.tables.values(), *pack.shards))
-    with _bar("verifying", total) as advance:
-        damaged = find_damage(place, packed, advance)
+    place, packed, damaged = _find_damage(uri, settings, int(version) if version else None)
     raise_if_damaged(place, packed, damaged)
-    print(f"{place.uri} version {packed.version}: every one of {total:,} bytes is as it was written")
+    print(f"{place.uri} version {packed.version}: every one of {packed.bytes:,} bytes is as it was written")
+
+
+def _repair_packed(recording: "Recording", uri: str, settings: "StoreConfig") -> None:
+    from trainer.data.shards.mending import mend
+    from trainer.data.shards.verifying import raise_if_damaged
+
+    place, packed, damaged = _find_damage(uri, settings, None)
+    left = mend(recording, place, packed, damaged)
+    raise_if_damaged(place, packed, left)
+    print(f"{place.uri} version {packed.version}: {len(damaged)} of its shards were damaged and are written anew")
+
+
+def _find_damage(uri: str, settings: "StoreConfig", version: int | None) -> tuple["Store", "Version", list["Damage"]]:
+    from trainer.data.shards.layout import read_version
+    from trainer.data.shards.verifying import verify
+    from trainer.store.open import open_store
+
+    place = open_store(uri, settings)
+    packed = read_version(place, version)
+    with _bar("verifying", packed.bytes) as advance:
+        return place, packed, verify(place, packed, advance)
 
 
 @app.command(

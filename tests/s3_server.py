@@ -13,6 +13,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,18 @@ class S3Server:
         except OSError:
             return False
         return True
+
+
+@contextmanager
+def running_server(weed: Path, folder: Path) -> Iterator[S3Server]:
+    """A server with its bucket."""
+    server = S3Server(weed, folder)
+    try:
+        server.start()
+        server.make_bucket(server.bucket)
+        yield server
+    finally:
+        server.kill()
 
 
 def _users() -> dict[str, Any]:

@@ -40,6 +40,7 @@ def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None
         (("pack", "nowhere"), "has no place to pack it into"),
         (("pack", "nowhere", "packed"), "is not a folder; give a nuScenes dataroot"),
         (("pack", "--verify", "nowhere"), "has no version"),
+        (("pack", "--repair", "nowhere"), "has no place to pack it into"),
         (("pack", "--verify", "--version", "v1.0", "nowhere"), "whose versions are numbers"),
         (("pack", "--verify", "s3://"), "names no bucket"),
     ],

@@ -14,7 +14,7 @@ def worker_processes(workers: int | None) -> Iterator[ProcessPoolExecutor]:
 
     The pool alone would wait for their jobs, or leave them behind, and for ever where this process is killed.
     """
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
         try:
             yield pool
         except BaseException:
@@ -23,7 +23,8 @@ def worker_processes(workers: int | None) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Have this process, a worker, end at once when its parent does."""
     Thread(target=_wait_for_parent, daemon=True).start()
 
 

@@ -23,12 +23,12 @@ from models.pretraining import build_model, build_preparations
 from trainer.checkpoint.manager import CheckpointManager, load_into_model
 from trainer.checkpoint.record import Record
 from trainer.config.run import RunConfig
-from trainer.data.build import build_source, prepare_index
+from trainer.data.build import build_source
 from trainer.data.loader import PlacedSamples, PlaceSampler, check_needs, needed_fields, read_batches
 from trainer.data.mixed_source import portions_of
 from trainer.data.order import Order, Share
 from trainer.data.source import Source
-from trainer.data.workers import choose_cores, losses_are_retried
+from trainer.data.workers import choose_cores
 from trainer.errors import CheckpointError, ConfigError
 from trainer.experiment import check_same_data, check_same_experiment, pin_data
 from trainer.held_out import HeldOut, read_held_out
@@ -59,7 +59,7 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
         warn_of_fewer_negatives(config, accumulated=micro)
     with process_group(launch, timeout_s=config.parallel.timeout_s):
         check_same_data(config)
-        with claimed_checkpoints(config, store, job=job) as checkpoints, losses_are_retried(config.data.timeout_s):
+        with claimed_checkpoints(config, store, job=job) as checkpoints:
             engine = build_trained_engine(config, launch)
             progress = resume_from(config, checkpoints, engine, store) if resume else begin_anew(checkpoints, store)
             checkpoints.prepare(engine.state())
@@ -97,7 +97,6 @@ def claimed_checkpoints(config: RunConfig, store: Store, *, job: str | None) -> 
 def open_sources(config: RunConfig, preparations: Mapping[str, Preparation]) -> tuple[Source, Source | None]:
     """The training clips and the held-out ones; DataError where they cannot serve the objectives."""
     needs = needed_fields(preparations)
-    prepare_index(config.data, needs)
     training = build_source(config.data, "train", needs, augment=True)
     assert training is not None, "every kind of source has a training split"
     check_needs(preparations, training, origin=f"data.kind {config.data.kind}")

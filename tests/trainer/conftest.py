@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import Runner
-from tests.s3_server import OWNER, S3Server, find_weed
+from tests.s3_server import OWNER, S3Server, find_weed, running_server
 from tests.trainer.packed import loose, packed_folder, packed_s3, recording
 
 __all__ = ["loose", "packed_folder", "packed_s3", "recording"]  # fixtures
@@ -36,13 +36,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     if weed is None:
         assert not os.environ.get("CI"), "SeaweedFS is missing: install the extra `test`"
         pytest.skip("SeaweedFS is not installed; the extra `test` brings it")
-    server = S3Server(weed, tmp_path_factory.mktemp("s3"))
-    try:
-        server.start()
-        server.make_bucket(server.bucket)
+    with running_server(weed, tmp_path_factory.mktemp("s3")) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture

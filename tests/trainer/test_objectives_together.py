@@ -106,7 +106,7 @@ def test_each_objective_of_a_joint_run_has_its_own_fields_in_the_batch(runner: R
     assert tuple(preparations) == KINDS
     training, _ = open_sources(config, preparations)
     samples = PlacedSamples(training, Order(config.seed, portions_of(training), config.global_batch), preparations)
-    batch = collate([samples[(0, slot)] for slot in range(2)])
+    batch = collate([samples.read((0, slot)) for slot in range(2)])
     assert set(batch.shared) == frozenset[str]().union(*(preparation.keeps for preparation in preparations.values()))
     frames, height, width = config.data.clip.frames, config.data.clip.height_px, config.data.clip.width_px
     assert batch.shared["target_images"].shape == (2, frames, 1, 3, height, width)
@@ -120,9 +120,9 @@ def test_what_an_objective_prepares_is_the_same_alone_and_in_company(runner: Run
     preparations = preparations_of(config)
     training, _ = open_sources(config, preparations)
     order = Order(config.seed, portions_of(training), config.global_batch)
-    together = PlacedSamples(training, order, preparations)[(0, 0)]
+    together = PlacedSamples(training, order, preparations).read((0, 0))
     for name, preparation in preparations.items():
-        single = PlacedSamples(training, order, {name: preparation})[(0, 0)]
+        single = PlacedSamples(training, order, {name: preparation}).read((0, 0))
         for field, values in single.prepared[name].items():
             np.testing.assert_array_equal(together.prepared[name][field], values)
 

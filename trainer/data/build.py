@@ -2,7 +2,7 @@
 
 Which sources there are follows from the fields that the objectives need: pairs, surround clips, consecutive images, or some joined.
 
-Making them is guarded by a lock file, so every rank may call `prepare_index` and one works while the others wait. The
+Making them is guarded by a lock file, so every rank may call `build_source` and one works while the others wait. The
 tables are read in a process of its own: the several GB that the devkit takes go back when it ends, and loader workers,
 forked or spawned, never carry it.
 """
@@ -11,6 +11,8 @@ import contextlib
 import fcntl
 import functools
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,13 +23,13 @@ from typing import Literal
 
 from trainer.config.data import AugmentConfig, DataConfig, DatasetConfig, DrivesData, ImagePairsData, NuscenesData, ShardsData
 from trainer.config.store import StoreConfig
-from trainer.data.columns import Columns, is_whole
+from trainer.data.columns import HEADER, Columns, is_whole
 from trainer.data.flow_source import FLOW_FIELDS, FlowSource, find_consecutive
 from trainer.data.image_pairs import read_image_pairs
 from trainer.data.index import Index
 from trainer.data.joint_source import JointSource
 from trainer.data.mixed_source import MixedSource
-from trainer.data.nuscenes import build_index, index_folder, index_path, open_index
+from trainer.data.nuscenes import build_index, index_folder, index_path, open_index, temporary_folder
 from trainer.data.pair_source import PAIR_FIELDS, PairSource
 from trainer.data.pairs import mine_pairs, pairs_path
 from trainer.data.shards.indexing import open_packed_index, packed_index_path, write_packed_index
@@ -41,16 +43,10 @@ from trainer.store.open import open_store
 
 log = logging.getLogger(__name__)
 
+_KEPT_S = 30 * 86_400
+"""Longer than any index is left unused by whoever still wants it."""
+
 Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
-
-
-def prepare_index(config: DataConfig, needs: frozenset[str]) -> None:
-    """Make what the sources of these fields map; nothing to do for image pairs. DataError where the data is wrong."""
-    if isinstance(config, ImagePairsData):
-        return
-    for split in SPLITS:
-        build_source(config, split, needs, augment=False)
 
 
 def build_source(config: DataConfig, split: Split, needs: frozenset[str], *, augment: bool) -> Source | None:
@@ -173,16 +169,32 @@ def _check_cameras(index: Index, config: DrivesData) -> None:
 
 def _make_once(path: Path, make: Callable[[], object]) -> None:
     if is_whole(path):
+        _note_use(path)
         return
     try:
         with _locked(path.with_name(f"{path.name}.lock")):
             if not is_whole(path):
                 make()
+        if path.parent == temporary_folder():
+            _remove_unused(path.parent)
     except OSError as error:
         raise DataError(
             f"the index of a dataroot was to be written to {path} and cannot be: {error}; "
             "set data.index_folder to a folder of this node that can be written and has room"
         ) from error
+
+
+def _note_use(path: Path) -> None:
+    with contextlib.suppress(OSError):  # somebody else's, or read-only
+        os.utime(path / HEADER)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove indexes that were not opened for long; asked of the system's temporary folder alone, any other is somebody's own."""
+    for header in folder.glob(f"*/{HEADER}"):
+        if time.time() - header.stat().st_mtime > _KEPT_S:
+            log.info("removing the index %s, which was not opened for %d days", header.parent, _KEPT_S // 86_400)
+            shutil.rmtree(header.parent, ignore_errors=True)
 
 
 @contextlib.contextmanager

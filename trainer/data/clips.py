@@ -1,14 +1,18 @@
 """Reading clips: from rows of the index to pixels with their intrinsics and poses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from trainer.data.decode import decode_window, split_colours
 from trainer.data.index import Index
 from trainer.data.source import Clip
 from trainer.data.transforms import Window, move_intrinsics, place_window
+
+
+def _new_room(shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+    return np.empty(shape, dtype=np.uint8)
 
 
 def read_clip(
@@ -17,8 +21,10 @@ def read_clip(
     out_size_px: tuple[int, int],
     *,
     windows: Sequence[Window] | None = None,
+    room: Callable[[tuple[int, ...]], UInt8[np.ndarray, "..."]] = _new_room,
 ) -> Clip:
-    """The images at `rows`, each view through its window; without windows the largest centred ones of that size.
+    """The images at `rows`, each view through its window; without windows the largest centred ones of that size. `room` gives memory
+    for pixels.
 
     ClipError where an image cannot be read.
     """
@@ -28,7 +34,7 @@ def read_clip(
     if windows is None:
         windows = [place_window(tuple(sizes[0, view].tolist()), out_size_px) for view in range(V)]
     files = iter(index.files.read_images(rows.reshape(-1), clip=name))
-    images = np.empty((T, V, 3, out_size_px[1], out_size_px[0]), dtype=np.uint8)
+    images = room((T, V, 3, out_size_px[1], out_size_px[0]))
     for frame, view in np.ndindex(T, V):
         pixels = decode_window(
             next(files),

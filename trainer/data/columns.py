@@ -14,11 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 HEADER = "header.json"
+
+_mapping = Lock()
+"""numpy reads an array's header with Python's own parser, which in 3.11 fails now and then in two threads at once."""
 
 
 class Columns:
@@ -33,7 +37,8 @@ class Columns:
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._mapped:
-            self._mapped[name] = _map_array(self.folder / f"{name}.npy", tuple(self.header["arrays"][name]["shape"]))
+            with _mapping:
+                self._mapped[name] = _map_array(self.folder / f"{name}.npy", tuple(self.header["arrays"][name]["shape"]))
         return self._mapped[name]
 
     @cached_property

@@ -8,7 +8,7 @@ between two pixels of different things there is no flow in the middle.
 
 import zipfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from trainer.config.data import AugmentConfig, DrivesData
 from trainer.data.clips import name_clip, read_clip
 from trainer.data.ground_truth import GROUND_TRUTH, load_ground_truth
 from trainer.data.index import Index
-from trainer.data.source import Sample
+from trainer.data.source import Room, Sample, new_room
 from trainer.data.transforms import Window, draw_colours, draw_window, place_window
 from trainer.errors import ClipError, DataError
 
@@ -52,12 +52,14 @@ class FlowSource:
         root = {"kind": self.config.kind, "root": str(self.index.root), "version": self.index.version}
         return {**root, "samples": len(self), "consecutive_images": len(self)}
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
         """As Source has it."""
         pair = self._pair(index)
         window = self._choose_window(pair, rng)
         try:
-            read = read_clip(self.index, pair, (window.width_px, window.height_px), windows=[window])
+            read = read_clip(
+                self.index, pair, (window.width_px, window.height_px), windows=[window], room=partial(room, "consecutive_images")
+            )
         except ClipError as error:
             raise ClipError(self.name(index), error.reason) from error
         return {

@@ -4,16 +4,20 @@ Blank lines and those that begin with # are passed over. Nothing is known about 
 independently, as in CroCo, and every line counts as a scene of its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from trainer.config.data import AugmentConfig, ImagePairsData
 from trainer.data.decode import decode_window, read_bytes, read_size, split_colours
-from trainer.data.source import Sample
+from trainer.data.source import Room, Sample, new_room
 from trainer.data.transforms import draw_colours, draw_window, place_window
 from trainer.errors import DataError
+
+_VIEWS = ("target", "reference")
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,12 @@ class ImagePairSource:
         """As Source has it."""
         return {"kind": self.config.kind, "root": str(self.config.root), "samples": len(self)}
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
         """As Source has it."""
         is_mirrored = bool(self.augment and rng.random() < self.augment.flip_probability)
-        target, reference = (self._read(index, view, is_mirrored, rng) for view in range(2))
+        target, reference = (
+            self._read(index, view, is_mirrored, rng, partial(room, f"{name}_images")) for view, name in enumerate(_VIEWS)
+        )
         jitter = self.augment.colour_jitter if self.augment else 0.0
         return {
             "target_images": target,
@@ -53,7 +59,9 @@ class ImagePairSource:
             "scene": np.array(self.numbers[index], dtype=np.int64),
         }
 
-    def _read(self, index: int, view: int, is_mirrored: bool, rng: np.random.Generator) -> np.ndarray:
+    def _read(
+        self, index: int, view: int, is_mirrored: bool, rng: np.random.Generator, room: Callable[[tuple[int, ...]], np.ndarray]
+    ) -> np.ndarray:
         """One image as (1, 1, 3, H, W)."""
         path, clip = self.config.root / self.paths[index, view].decode(), self.name(index)
         data = read_bytes(path, clip=clip)
@@ -65,7 +73,7 @@ class ImagePairSource:
             crop_share = self.augment.crop_share
             window = draw_window(size_px, out_size_px, crop_share=crop_share, is_mirrored=is_mirrored, rng=rng)
         image = decode_window(data, window, size_px=size_px, clip=clip, file=str(path))
-        planes = np.empty((1, 1, 3, *image.shape[:2]), dtype=np.uint8)
+        planes = room((1, 1, 3, *image.shape[:2]))
         split_colours(image, planes[0, 0])
         return planes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.data.source import Sample, Source
+from trainer.data.source import Room, Sample, Source, new_room
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class JointSource:
         """As Source has it."""
         return ", ".join(part.name(index % len(part)) for part in self.parts)
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
         """As Source has it."""
         sample: dict[str, np.ndarray] = {}
         for part in self.parts:
-            sample |= part.load(index % len(part), rng)
+            sample |= part.load(index % len(part), rng, room)
         return sample
 
     def describe(self) -> dict[str, float | int | str]:

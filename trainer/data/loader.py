@@ -1,33 +1,32 @@
-"""From (step, slot) to batches: torch's DataLoader over worker processes, each of which reads samples ahead in threads.
+"""From (step, slot) to batches, made by worker processes, each of which reads samples ahead in threads.
 
-Worker w of W makes the micro-batches w, w + W, w + 2 W, ... of this rank, and the DataLoader takes them in turn; because a
-sample depends on its place alone, the number of workers, how far they read ahead, the world size and a restart change
-nothing. Batches cross over in shared memory. A clip that cannot be read is replaced by another one, chosen by the same place,
-and the batch says so; `trainer.loop` counts.
+Worker w of W makes the micro-batches w, w + W, w + 2 W, ... of this rank, and they are taken in turn; because a sample depends on
+its place in the run alone, the number of workers, how far they read ahead, the world size and a restart change nothing. Pixels
+are decoded where the batch will have them, in memory that both processes map. A clip that cannot be read is replaced by
+another one, chosen by the same place, and the batch says so; `trainer.loop` counts.
 
 Left to others: which sample stands at a place (`order.py`), how it is read (the sources), what objectives need of it, threads
-(`read_ahead.py`), processes (`workers.py`).
+(`read_ahead.py`), processes (`workers.py`), memory (`shared_ring.py`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from multiprocessing import active_children
-from multiprocessing.process import BaseProcess
+from itertools import count, cycle, islice
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from jaxtyping import UInt8
 
 from models.batch import Batch
 from models.objectives.base import Preparation
 from trainer.data.order import Order, Purpose, Share, random_stream
 from trainer.data.read_ahead import read_ahead
-from trainer.data.shared_ring import SharedRing
-from trainer.data.source import Sample, Source
-from trainer.data.workers import end_workers, losses_are_retried, start_worker
-from trainer.errors import ClipError, DataError, OdonataError
+from trainer.data.shared_ring import Memory, shared_memories
+from trainer.data.source import Room, Sample, Source, new_room
+from trainer.data.workers import Made, Worker, end_workers, start_workers
+from trainer.errors import ClipError, DataError
 
 Place = tuple[int, int]
 """Step and slot."""
@@ -54,10 +53,10 @@ class PlacedSamples:
         self.preparations = preparations
         self.kept = frozenset[str]().union(*(preparation.keeps for preparation in preparations.values()))
 
-    def __getitem__(self, place: Place) -> PlacedSample:
+    def read(self, place: Place, room: Room = new_room) -> PlacedSample:
         """Pure and safe in several threads, as sources are."""
         step, slot = place
-        index, sample, replaced = self._read(step, slot)
+        index, sample, replaced = self._read(step, slot, room)
         prepared = {
             name: preparation.prepare(sample, random_stream(self.order.seed, Purpose.PREPARE, step=step, slot=slot))
             for name, preparation in self.preparations.items()
@@ -65,14 +64,14 @@ class PlacedSamples:
         kept = {field: sample[field] for field in sorted(self.kept)}
         return PlacedSample(self.source.name(index), kept, prepared, replaced)
 
-    def _read(self, step: int, slot: int) -> tuple[int, Sample, tuple[str, ...]]:
+    def _read(self, step: int, slot: int, room: Room) -> tuple[int, Sample, tuple[str, ...]]:
         replaced: list[str] = []
         index = self.order.sample(step, slot)
         while True:
             attempt = len(replaced)
             stream = random_stream(self.order.seed, Purpose.LOAD, step=step, slot=slot, attempt=attempt)
             try:
-                return index, self.source.load(index, stream), tuple(replaced)
+                return index, self.source.load(index, stream, room), tuple(replaced)
             except ClipError as error:
                 replaced.append(str(error))
             if len(replaced) == _MAX_ATTEMPTS:
@@ -91,39 +90,46 @@ class PlaceSampler:
         self.share = share
         self.steps = range(first_step, last_step)
 
+    def __len__(self) -> int:
+        return len(self.steps) * self.share.micro_steps
+
     def __iter__(self) -> Iterator[list[Place]]:
         for step in self.steps:
             for micro_step in range(self.share.micro_steps):
                 yield [(step, slot) for slot in self.share.slots(micro_step)]
 
 
-class BatchStream(IterableDataset[Batch | OdonataError]):
-    """The batches that fall to the process it is iterated in; an error of ours comes as the last item.
+@dataclass(frozen=True)
+class BatchMaker:
+    """Makes batches of the samples of a run, and reads `reads_in_flight` of them at once."""
 
-    torch would raise it again with a traceback for a message, and a class with arguments of its own not at all.
-    """
+    samples: PlacedSamples
+    reads_in_flight: int
+    timeout_s: float
 
-    def __init__(
-        self, samples: PlacedSamples, sampler: PlaceSampler, *, prefetch_batches: int, reads_in_flight: int, timeout_s: float
-    ) -> None:
-        self.samples = samples
-        self.sampler = sampler
-        self.prefetch_batches = prefetch_batches
-        self.read_ahead = partial(read_ahead, depth=reads_in_flight, timeout_s=timeout_s)
+    def make(self, batches: Iterable[Sequence[Place]], memories: Iterator[Memory]) -> Iterator[Made]:
+        """A batch of each list of places, in the next memory."""
+        under_way: deque[tuple[int, Memory]] = deque()
 
-    def __iter__(self) -> Iterator[Batch | OdonataError]:
-        places = (place for batch in self._own_batches() for place in batch)
-        samples = self.read_ahead(self.samples.__getitem__, places)
-        ring = SharedRing(self.prefetch_batches) if get_worker_info() else None
-        try:
-            for batch in self._own_batches():
-                yield collate(list(islice(samples, len(batch))), ring)
-        except OdonataError as error:
-            yield error
+        def lay_out() -> Iterator[tuple[Place, Room]]:
+            for places, memory in zip(batches, memories, strict=False):
+                memory.clear()
+                under_way.append((len(places), memory))
+                for position, place in enumerate(places):
+                    yield place, partial(make_room, memory, position, len(places))
 
-    def _own_batches(self) -> Iterator[list[Place]]:
-        worker = get_worker_info()
-        return islice(self.sampler, worker.id, None, worker.num_workers) if worker else iter(self.sampler)
+        read = read_ahead(self._read, lay_out(), depth=self.reads_in_flight, timeout_s=self.timeout_s)
+        for first in read:
+            length, memory = under_way.popleft()
+            yield stack([first, *islice(read, length - 1)], memory)
+
+    def _read(self, wanted: tuple[Place, Room]) -> PlacedSample:
+        return self.samples.read(*wanted)
+
+
+def make_room(memory: Memory, position: int, length: int, field: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+    """Where the pixels of one sample lie among those of a batch."""
+    return memory.array(field, (length, *shape), np.dtype(np.uint8))[position]
 
 
 def read_batches(
@@ -142,29 +148,48 @@ def read_batches(
     A batch from a worker is good until the next one is taken: its memory is used again. Copy what is to be kept.
     RetryError where a batch does not come in `timeout_s` or a worker is lost; what else a worker raises is raised here.
     """
-    others = active_children()
-    loader = DataLoader(
-        BatchStream(samples, sampler, prefetch_batches=prefetch_batches, reads_in_flight=reads_in_flight, timeout_s=timeout_s),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=prefetch_batches if workers else None,
-        pin_memory=pin_memory,
-        timeout=timeout_s if workers else 0,
-        worker_init_fn=partial(start_worker, cores=cores),
-    )
-    arriving = iter(loader)
-    return _receive(arriving, [process for process in active_children() if process not in others], timeout_s)
+    maker = BatchMaker(samples, reads_in_flight, timeout_s)
+    if not workers:
+        made = maker.make(sampler, (Memory() for _ in count()))
+        return (as_batch(each) for each in made)
+
+    def make(worker: int, memories: Iterator[Memory]) -> Iterator[Made]:
+        return maker.make(islice(sampler, worker, None, workers), memories)
+
+    batches_ahead = -(-reads_in_flight // sampler.share.micro_batch)
+    rings = [shared_memories(prefetch_batches, batches_ahead=batches_ahead) for _ in range(workers)]
+    crew = start_workers(make, rings, cores)
+    for worker in crew:
+        for _ in range(prefetch_batches):
+            worker.ask()
+    batches = take_in_turn(crew, len(sampler), timeout_s)
+    return _and_end(pin_ahead(batches, len(sampler), timeout_s) if pin_memory else batches, crew)
 
 
-def _receive(arriving: Iterator[Batch | OdonataError], processes: Sequence[BaseProcess], timeout_s: float) -> Iterator[Batch]:
+def take_in_turn(crew: Sequence[Worker], batches: int, timeout_s: float) -> Iterator[Batch]:
+    """A batch of each worker after the other."""
+    for worker in islice(cycle(crew), batches):
+        made = worker.take(timeout_s)
+        worker.ask()
+        yield as_batch(made)
+
+
+def _and_end(batches: Iterator[Batch], crew: Sequence[Worker]) -> Iterator[Batch]:
     try:
-        with losses_are_retried(timeout_s):
-            for item in arriving:
-                if isinstance(item, OdonataError):
-                    raise item
-                yield item
+        yield from batches
     finally:
-        end_workers(processes)
+        end_workers(crew)
+
+
+def pin_ahead(batches: Iterator[Batch], count: int, timeout_s: float) -> Iterator[Batch]:
+    """The same, copied in a thread to memory that a GPU copies from while others work."""
+    device = torch.cuda.current_device()  # of this thread; another one would open the first GPU
+
+    def pin(batch: int) -> Batch:
+        torch.cuda.set_device(device)
+        return next(batches).pin_memory()
+
+    return read_ahead(pin, range(count), depth=1, timeout_s=2 * timeout_s)  # whose own error is to come first
 
 
 def needed_fields(preparations: Mapping[str, Preparation]) -> frozenset[str]:
@@ -183,21 +208,30 @@ def check_needs(preparations: Mapping[str, Preparation], source: Source, *, orig
             )
 
 
-def collate(samples: Sequence[PlacedSample], ring: SharedRing | None = None) -> Batch:
-    """Stack samples of equal shapes, in the memory of `ring` if there is one."""
-    objectives = samples[0].prepared
-    if ring:
-        ring.next_batch()
-    return Batch(
-        shared=_stack([sample.shared for sample in samples], ring, ""),
-        prepared={name: _stack([sample.prepared[name] for sample in samples], ring, f"{name}/") for name in objectives},
-        clips=tuple(sample.clip for sample in samples),
-        replaced=tuple(reason for sample in samples for reason in sample.replaced),
+def collate(samples: Sequence[PlacedSample]) -> Batch:
+    """A batch of samples of equal shapes."""
+    return as_batch(stack(samples, Memory()))
+
+
+def stack(samples: Sequence[PlacedSample], memory: Memory) -> Made:
+    """The arrays of samples of equal shapes on end; those of objective `name` are called `name/array`."""
+    arrays = {name: [sample.shared[name] for sample in samples] for name in samples[0].shared}
+    for objective, prepared in samples[0].prepared.items():
+        arrays |= {f"{objective}/{name}": [sample.prepared[objective][name] for sample in samples] for name in prepared}
+    rest = (
+        tuple(samples[0].prepared),
+        tuple(sample.clip for sample in samples),
+        tuple(reason for sample in samples for reason in sample.replaced),
     )
+    return Made({name: memory.stack(name, of_name) for name, of_name in arrays.items()}, rest)
 
 
-def _stack(samples: Sequence[Mapping[str, np.ndarray]], ring: SharedRing | None, group: str) -> dict[str, torch.Tensor]:
-    arrays = {name: [fields[name] for fields in samples] for name in samples[0]}
-    if ring is None:
-        return {name: torch.from_numpy(np.stack(of_name)) for name, of_name in arrays.items()}
-    return {name: ring.stack(f"{group}{name}", of_name) for name, of_name in arrays.items()}
+def as_batch(made: Made) -> Batch:
+    """What `stack` made, as tensors."""
+    objectives, clips, replaced = made.rest
+    shared: dict[str, torch.Tensor] = {}
+    prepared: dict[str, dict[str, torch.Tensor]] = {objective: {} for objective in objectives}
+    for name, array in made.arrays.items():
+        objective, _, own = name.rpartition("/")
+        (prepared[objective] if objective else shared)[own] = torch.from_numpy(array)
+    return Batch(shared, prepared, clips, replaced)

@@ -11,7 +11,7 @@ from itertools import accumulate
 import numpy as np
 
 from trainer.data.order import Portion
-from trainer.data.source import Sample, Source
+from trainer.data.source import Room, Sample, Source, new_room
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class MixedSource:
         part, number = self.find(index)
         return part.name(number)
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
         """As Source has it."""
         part, number = self.find(index)
-        return part.load(number, rng)
+        return part.load(number, rng, room)
 
     def describe(self) -> dict[str, float | int | str]:
         """As Source has it: the figures of each part, numbered."""

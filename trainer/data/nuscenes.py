@@ -69,7 +69,12 @@ def index_path(config: NuscenesData) -> Path:
 
 def index_folder(config: DrivesData) -> Path:
     """Where indices are kept on this node."""
-    return config.index_folder or Path(tempfile.gettempdir()) / f"odonata-index-{os.getuid()}"
+    return config.index_folder or temporary_folder()
+
+
+def temporary_folder() -> Path:
+    """Where indexes are kept that nobody has named a folder for."""
+    return Path(tempfile.gettempdir()) / f"odonata-index-{os.getuid()}"
 
 
 def find_version(root: Path, version: str | None) -> str:

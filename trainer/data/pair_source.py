@@ -11,7 +11,7 @@ are the largest ones, centred unless those overlap too little: then the corners 
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,7 +21,7 @@ from trainer.data.clips import name_clip, read_clip
 from trainer.data.columns import Columns
 from trainer.data.index import Index
 from trainer.data.pairs import frustum_points, visible_share
-from trainer.data.source import Sample
+from trainer.data.source import Room, Sample, new_room
 from trainer.data.transforms import Window, draw_colours, draw_window, move_intrinsics, place_window
 from trainer.errors import ClipError
 
@@ -68,15 +68,17 @@ class PairSource:
         root = {"kind": self.config.kind, "root": str(self.index.root), "version": self.index.version}
         return {**root, "samples": len(self), **self.pairs.header["figures"]}
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
         """As Source has it."""
         target_rows = self.rows_of(self.anchor(index))
         reference_rows = self.rows_of(self._draw_candidate(index, rng))
         view = _Views(self.index, np.concatenate([target_rows[0], reference_rows[0]]))
-        windows = self._choose_windows(view, rng)
+        windows, out_size_px = self._choose_windows(view, rng), _out_size_px(self.config.clip)
         try:
-            target = read_clip(self.index, target_rows, _out_size_px(self.config.clip), windows=windows[:1])
-            reference = read_clip(self.index, reference_rows, _out_size_px(self.config.clip), windows=windows[1:])
+            target, reference = (
+                read_clip(self.index, rows, out_size_px, windows=[window], room=partial(room, f"{name}_images"))
+                for name, rows, window in zip(("target", "reference"), (target_rows, reference_rows), windows, strict=True)
+            )
         except ClipError as error:
             raise ClipError(self.name(index), error.reason) from error
         jitter = self.augment.colour_jitter if self.augment else 0.0

@@ -4,7 +4,7 @@ A source is an addressable list: sample i is a pure function of (i, random strea
 number of workers are nobody's business here (`order.py`, `loader.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -34,6 +34,15 @@ class Clip:
 Sample = Mapping[str, np.ndarray]
 """Fields by name; what each means stands in models.batch. Those that an objective keeps for the device have a fixed shape."""
 
+Room = Callable[[str, tuple[int, ...]], UInt8[np.ndarray, "..."]]
+"""Gives an array of a shape to the pixels of a field: where its batch will have them, which spares a copy."""
+
+
+def new_room(field: str, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+    """Room for a sample that stands alone."""
+    del field
+    return np.empty(shape, dtype=np.uint8)
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -52,8 +61,11 @@ class Source(Protocol):
         """What logs call sample `index`, without reading it."""
         ...
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
-        """Read and augment sample `index`; every random choice comes from `rng`. ClipError if it cannot be read."""
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
+        """Read and augment sample `index`, its pixels in `room`; every random choice comes from `rng`.
+
+        ClipError if it cannot be read; `room` then holds anything.
+        """
         ...
 
     def describe(self) -> dict[str, float | int | str]:

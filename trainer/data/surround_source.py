@@ -11,6 +11,7 @@ frame of an instant is that of its first camera's time; `pix_from_ego` holds how
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
@@ -20,7 +21,7 @@ from trainer.data.clips import name_clip, read_clip
 from trainer.data.columns import Columns
 from trainer.data.frames import NO_ROW
 from trainer.data.index import Index
-from trainer.data.source import Sample
+from trainer.data.source import Room, Sample, new_room
 from trainer.data.transforms import Window, draw_colours, draw_window, place_window
 from trainer.errors import ClipError
 
@@ -59,13 +60,13 @@ class SurroundSource:
         root = {"kind": self.config.kind, "root": str(self.index.root), "version": self.index.version}
         return {**root, "samples": len(self), **self.clips.header["figures"]}
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
         """As Source has it."""
         rows = self.clips["clip_images"][index]
         windows = self._choose_windows(rows, rng)
         clip = self.config.clip
         try:
-            read = read_clip(self.index, rows, (clip.width_px, clip.height_px), windows=windows)
+            read = read_clip(self.index, rows, (clip.width_px, clip.height_px), windows=windows, room=partial(room, "images"))
             points = self._read_sweeps(self.clips["clip_sweeps"][index], clip=read.name) if self.has_lidar else []
         except ClipError as error:
             raise ClipError(self.name(index), error.reason) from error

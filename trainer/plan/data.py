@@ -165,7 +165,7 @@ def _read_some(config: RunConfig, source: Source, order: Order, clips: int, adva
     samples = PlacedSamples(source, order, preparations)
     for number in range(clips + 1):
         began = time.process_time()
-        samples[divmod(number, config.global_batch)]
+        samples.read(divmod(number, config.global_batch))
         advance()
         if number:
             yield time.process_time() - began

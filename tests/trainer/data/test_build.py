@@ -1,8 +1,11 @@
 """Building sources: prepared once however many ask, never with the devkit in the process that trains."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,9 @@ import pytest
 
 from tests.trainer.data.dataroot import VERSION, make_tables, write_dataroot
 from trainer.config.data import SURROUND_CAMERAS, ClipConfig, NuscenesData, PairConfig
-from trainer.data.build import build_source, prepare_index
-from trainer.data.nuscenes import build_index, index_path
+from trainer.data.build import build_source
+from trainer.data.columns import HEADER, write_columns
+from trainer.data.nuscenes import build_index, index_path, temporary_folder
 from trainer.data.pair_source import PAIR_FIELDS
 from trainer.errors import DataError
 
@@ -26,10 +30,9 @@ LOAD_ALL = """
 import sys
 import numpy as np
 from trainer.config.data import NuscenesData
-from trainer.data.build import build_source, prepare_index
+from trainer.data.build import build_source
 from trainer.data.pair_source import PAIR_FIELDS
 config = NuscenesData.model_validate_json(sys.argv[1])
-prepare_index(config, PAIR_FIELDS)
 for split in ("train", "val"):
     source = build_source(config, split, PAIR_FIELDS, augment=True)
     for index in range(len(source)):
@@ -104,7 +107,7 @@ def test_an_empty_split_says_which_are_not(data: NuscenesData, tmp_path: Path) -
     config = data.model_copy(update={"root": root, "index_folder": tmp_path / "index"})
     build_index(config)
     with pytest.raises(DataError, match=r"split val .* none of its scenes is among the 2 .*train \(1 scenes\).* or to null"):
-        prepare_index(config, PAIR_FIELDS)
+        build_source(config, "val", PAIR_FIELDS, augment=False)
 
 
 def test_unknown_cameras_are_named_with_those_that_are_there(data: NuscenesData) -> None:
@@ -120,13 +123,15 @@ def test_an_error_in_the_tables_crosses_the_process_as_a_sentence(data: Nuscenes
     table = root / VERSION / "sample_data.json"
     table.write_text(json.dumps(json.loads(table.read_text()))[:-1])
     with pytest.raises(DataError, match=r"sample_data\.json .* does not parse"):
-        prepare_index(data.model_copy(update={"root": root, "index_folder": tmp_path / "index"}), PAIR_FIELDS)
+        build_source(
+            data.model_copy(update={"root": root, "index_folder": tmp_path / "index"}), "train", PAIR_FIELDS, augment=False
+        )
 
 
 def test_an_index_folder_that_cannot_be_written_is_named(data: NuscenesData, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file, no folder")
     with pytest.raises(DataError, match=r"was to be written to .*/taken/.* cannot be: .*; set data\.index_folder"):
-        prepare_index(data.model_copy(update={"index_folder": tmp_path / "taken"}), PAIR_FIELDS)
+        build_source(data.model_copy(update={"index_folder": tmp_path / "taken"}), "train", PAIR_FIELDS, augment=False)
 
 
 def test_one_real_keyframe_without_sweeps_gives_pairs_of_neighbours(keyframe_dataroot: Path, tmp_path: Path) -> None:
@@ -146,3 +151,22 @@ def test_one_real_keyframe_without_sweeps_gives_pairs_of_neighbours(keyframe_dat
     sample = source.load(0, np.random.default_rng(0))
     assert sample["target_images"].shape == (1, 1, 3, 90, 160)
     assert sample["target_images"].std() > 10
+
+
+def test_indexes_in_the_temporary_folder_go_when_they_were_not_opened_for_a_month(
+    data: NuscenesData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # the tables are read by a process of its own
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    folder, day_s = temporary_folder(), 86_400
+    for name, days in (("old", 31), ("used", 29)):
+        write_columns(folder / name, {}, {})
+        at = time.time() - days * day_s
+        os.utime(folder / name / HEADER, (at, at))
+    unnamed = data.model_copy(update={"index_folder": None})
+    build_source(unnamed, "train", PAIR_FIELDS, augment=False)
+    index = index_path(unnamed)
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"used", index.name}
+    os.utime(index / HEADER, (0, 0))
+    build_source(unnamed, "train", PAIR_FIELDS, augment=False)
+    assert (index / HEADER).stat().st_mtime > time.time() - day_s

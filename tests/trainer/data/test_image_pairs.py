@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.trainer.data.dataroot import ramp
 from trainer.config.data import AugmentConfig, ClipConfig, ImagePairsData
-from trainer.data.build import build_source, prepare_index
+from trainer.data.build import build_source
 from trainer.data.image_pairs import ImagePairSource
 from trainer.data.pair_source import PAIR_FIELDS
 from trainer.errors import ClipError, DataError
@@ -40,7 +40,6 @@ def folder(tmp_path: Path) -> Path:
 
 def source_of(folder: Path, *, augment: bool = True, **changes: object) -> ImagePairSource:
     config = ImagePairsData(root=folder, clip=ClipConfig(height_px=16, width_px=24), **changes)
-    prepare_index(config, PAIR_FIELDS)
     source = build_source(config, "train", PAIR_FIELDS, augment=augment)
     assert isinstance(source, ImagePairSource)
     return source

@@ -1,8 +1,13 @@
 """The loader: the same samples whatever the ranks and workers, and broken clips replaced, not fatal."""
 
 import os
+import random
 import signal
+import subprocess
+import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from multiprocessing import active_children
 from typing import Any
@@ -15,7 +20,7 @@ from models.batch import Batch
 from trainer.data.loader import PlacedSamples, PlaceSampler, check_needs, read_batches
 from trainer.data.mixed_source import portions_of
 from trainer.data.order import Order, Portion, Share
-from trainer.data.source import Sample
+from trainer.data.source import Room, Sample, new_room
 from trainer.errors import ClipError, DataError, OdonataError, RetryError
 from trainer.store.base import StoreError
 
@@ -37,7 +42,7 @@ class NumberSource:
     def name(self, index: int) -> str:
         return f"number {index}"
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
         if index in self.broken:
             raise ClipError(self.name(index), "broken on purpose")
         return {"index": np.array(index), "draw": np.array(rng.random())}
@@ -86,7 +91,6 @@ def test_a_step_is_the_same_on_1_2_and_4_ranks_with_and_without_accumulation() -
             assert as_step([batch for rank in ranks for batch in rank]) == alone
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # more of them than cores
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("reads_in_flight", [1, 3])
 @pytest.mark.parametrize("first", [0, 2])
@@ -101,9 +105,9 @@ def test_workers_threads_and_a_late_start_change_nothing(workers: int, reads_in_
         assert torch.equal(left.prepared["draws"]["mask"], right.prepared["draws"]["mask"])
 
 
-def test_batches_of_workers_come_in_shared_memory() -> None:
-    batches = load(Share(0, 1, GLOBAL_BATCH, 1), workers=1)
-    assert all(tensor.is_shared() for batch in batches for tensor in batch.shared.values())
+def test_batches_of_workers_can_be_kept_where_they_are_small() -> None:
+    kept = load(Share(0, 1, GLOBAL_BATCH, 1), workers=1, last=20)
+    assert as_step(kept) == as_step(load(Share(0, 1, GLOBAL_BATCH, 1), last=20))
 
 
 def test_a_broken_clip_is_replaced_by_the_same_other_one_and_named() -> None:
@@ -146,11 +150,11 @@ class FailingSource(NumberSource):
         self.harm = harm
         self.reads = 0
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
         self.reads += 1
         if self.reads > GLOBAL_BATCH:
             self.harm()
-        return super().load(index, rng)
+        return super().load(index, rng, room)
 
 
 def fail_with(error: Exception) -> Callable[[], object]:
@@ -200,7 +204,7 @@ def test_a_worker_that_the_kernel_killed_is_a_reason_to_start_again() -> None:
 class CoreSource(NumberSource):
     """Tells the cores that the process reading it may use."""
 
-    def load(self, index: int, rng: np.random.Generator) -> Sample:
+    def load(self, index: int, rng: np.random.Generator, room: Room = new_room) -> Sample:
         return {"index": np.array(len(os.sched_getaffinity(0))), "draw": np.array(min(os.sched_getaffinity(0)))}
 
 
@@ -208,3 +212,28 @@ def test_a_worker_and_its_threads_run_on_the_core_they_are_given() -> None:
     core = max(os.sched_getaffinity(0))
     (batch,) = load(Share(0, 1, GLOBAL_BATCH, 1), last=1, workers=1, source=CoreSource(), cores=(core,))
     assert (batch.shared["index"] == 1).all() and (batch.shared["draw"] == core).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_workers_frozen_at_any_moment_end_the_run_in_time(seed: int) -> None:
+    batches = read_batches(samples(), PlaceSampler(Share(0, 1, GLOBAL_BATCH, 1), 0, 10**6), workers=2, timeout_s=0.5)
+    next(batches)
+    pids = [process.pid for process in active_children() if process.pid]
+    delay_s = random.Random(seed).uniform(0, 0.1)
+    freezing = threading.Timer(delay_s, lambda: [os.kill(pid, signal.SIGSTOP) for pid in pids[seed % 2 :]])
+    freezing.start()
+    began = time.monotonic()
+    with pytest.raises(RetryError, match=r"was waited for and did not come in 0\.5 s"):
+        deque(batches, maxlen=0)
+    assert time.monotonic() - began < delay_s + 5
+    freezing.join()
+    assert not active_children()
+
+
+def test_batches_that_nobody_takes_do_not_keep_the_interpreter() -> None:
+    code = (
+        "from tests.trainer.data.test_loader import *\n"
+        "kept = [read_batches(samples(), PlaceSampler(Share(0, 1, 8, 1), 0, 9), workers=1) for _ in range(2)]\n"
+        "next(kept[0])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

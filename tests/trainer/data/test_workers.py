@@ -1,8 +1,20 @@
 """Loader processes: a core for each where there are enough, and what it means to lose one."""
 
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from multiprocessing import get_context
+
+import numpy as np
+import psutil
 import pytest
 
-from trainer.data.workers import choose_cores, losses_are_retried
+from trainer.data.shared_ring import Memory, shared_memories
+from trainer.data.workers import Made, Worker, choose_cores, end_workers, start_workers
 from trainer.errors import RetryError
 
 
@@ -18,11 +30,104 @@ def test_with_too_few_cores_the_kernel_places_workers(workers: int, ranks: int, 
     assert choose_cores(workers, local_rank=0, local_world_size=ranks, available=range(cores)) == ()
 
 
-def test_other_errors_of_torch_are_no_lost_worker() -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), losses_are_retried(1.0):
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied; Caught RuntimeError in DataLoader worker process 0.")
-    with (
-        pytest.raises(RetryError, match=r"a loader process is gone \(DataLoader worker \(pid 7\) is killed"),
-        losses_are_retried(1.0),
-    ):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+class StubbornError(Exception):
+    """Pickles, and does not come back."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def worker_of(batches: Callable[[], Iterator[int]]) -> Worker:
+    """A worker whose batches are numbers."""
+
+    def make(worker: int, memories: Iterator[Memory]) -> Iterator[Made]:
+        for number, memory in zip(batches(), memories, strict=False):
+            memory.clear()
+            yield Made({"large": memory.stack("large", [np.full(1 << 20, number, dtype=np.uint8)])}, number)
+
+    (worker,) = start_workers(make, [shared_memories(1, batches_ahead=0)], cores=())
+    return worker
+
+
+@contextmanager
+def running(batches: Callable[[], Iterator[int]]) -> Iterator[Worker]:
+    worker = worker_of(batches)
+    try:
+        yield worker
+    finally:
+        end_workers([worker])
+        assert not worker.process.is_alive()
+
+
+def test_batches_come_when_they_are_asked_for() -> None:
+    with running(count) as worker:
+        for number in range(7):
+            worker.ask()
+            made = worker.take(10.0)
+            assert made.rest == number and (made.arrays["large"] == number).all()
+        with pytest.raises(RetryError, match=r"a batch was waited for and did not come in 0\.2 s"):
+            worker.take(0.2)
+
+
+@pytest.mark.parametrize("moment", ["idle", "reading", "answering"])
+def test_a_frozen_worker_keeps_nobody_waiting_longer_than_asked(moment: str) -> None:
+    def read() -> Iterator[int]:
+        if moment == "reading":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        yield 0
+
+    with running(read) as worker:
+        assert worker.process.pid is not None
+        if moment == "idle":
+            os.kill(worker.process.pid, signal.SIGSTOP)
+        worker.ask()
+        if moment == "answering":
+            assert worker.link.poll(10.0)
+            os.kill(worker.process.pid, signal.SIGSTOP)
+            assert worker.take(1.0).rest == 0  # it lies there as a whole
+        began = time.monotonic()
+        with pytest.raises(RetryError, match=r"did not come in 0\.5 s \(data\.timeout_s\)"):
+            worker.take(0.5)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("batches_before", [0, 3])
+def test_a_killed_worker_is_a_reason_to_start_again(batches_before: int) -> None:
+    with running(count) as worker:
+        for _ in range(batches_before):
+            worker.ask()
+            worker.take(10.0)
+        worker.process.kill()
+        worker.process.join()
+        worker.ask()
+        with pytest.raises(RetryError, match=r"a loader process is gone \(pid \d+, exit code -9\).*killed for memory"):
+            worker.take(10.0)
+
+
+@pytest.mark.parametrize(("error", "found"), [(KeyError("a slip"), KeyError), (StubbornError(1, 2), RuntimeError)])
+def test_an_error_comes_over_with_its_traceback(error: Exception, found: type[Exception]) -> None:
+    def fail() -> Iterator[int]:
+        raise error
+        yield 0
+
+    with running(fail) as worker:
+        worker.ask()
+        with pytest.raises(found) as caught:
+            worker.take(10.0)
+    assert "in fail" in "".join(traceback.format_exception(caught.value))
+
+
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    near_end, far_end = get_context("fork").Pipe()
+
+    def parent() -> None:
+        far_end.send(worker_of(count).process.pid)
+        time.sleep(60)
+
+    process = get_context("fork").Process(target=parent)
+    process.start()
+    worker = psutil.Process(near_end.recv())
+    process.kill()
+    process.join()
+    _, alive = psutil.wait_procs([worker], timeout=10)
+    assert not alive

@@ -40,15 +40,14 @@ class RangeCache:
     def __reduce__(self) -> tuple[type["RangeCache"], tuple[CacheConfig]]:
         return type(self), (self._config,)
 
-    def get(self, key: str, fetch: Callable[[], bytes], is_whole: Callable[[bytes], bool]) -> bytes:
-        """What is kept under `key`, or else what `fetch` brings; only what `is_whole` is kept and given from here."""
+    def get(self, key: str) -> bytes | None:
+        """What is kept under `key`, which may be damaged, or nothing."""
         kept = self._try(lambda: self._values.get(key))
-        if isinstance(kept, bytes) and is_whole(kept):
-            return kept
-        data = fetch()
-        if is_whole(data):
-            self._try(lambda: self._values.set(key, data))
-        return data
+        return kept if isinstance(kept, bytes) else None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Keep `data`, if there is room for it."""
+        self._try(lambda: self._values.set(key, data))
 
     @cached_property
     def _values(self) -> diskcache.FanoutCache:

@@ -26,6 +26,7 @@ from trainer.store.base import ObjectExistsError, Store
 Table = Literal["drives", "images", "sweeps"]
 FORMAT: Literal[1] = 1
 VERSIONS = "versions/"
+PROGRESS = "packing/"
 KINDS = ("camera-key", "camera-other", "lidar-key", "lidar-other")
 TABLES: tuple[Table, ...] = ("drives", "images", "sweeps")
 DRIVE_FILE = "drive.json"
@@ -105,6 +106,11 @@ class Version(Section):
     def key(self) -> str:
         return f"{VERSIONS}{self.version:06d}.json"
 
+    @property
+    def bytes(self) -> int:
+        """Of shards and tables."""
+        return sum(stored.bytes for pack in self.packs for stored in (*pack.tables.values(), *pack.shards))
+
 
 def list_versions(store: Store) -> list[int]:
     """Numbers of all versions in `store`, ascending."""
@@ -129,7 +135,17 @@ def choose_version(store: Store, number: int | None = None) -> int:
 
 def read_version(store: Store, number: int | None = None) -> Version:
     """Version `number`, or the newest; DataError where there is none such."""
-    key = f"{VERSIONS}{choose_version(store, number):06d}.json"
+    return _read(store, choose_version(store, number))
+
+
+def find_newest(store: Store) -> Version | None:
+    """The newest version, if there is any."""
+    found = list_versions(store)
+    return _read(store, found[-1]) if found else None
+
+
+def _read(store: Store, number: int) -> Version:
+    key = f"{VERSIONS}{number:06d}.json"
     try:
         return Version.model_validate_json(store.get(key))
     except ValidationError as error:
@@ -153,13 +169,11 @@ def commit_version(store: Store, version: Version) -> None:
 
 def check_objects(store: Store, version: Version) -> None:
     """DataError where a shard or table of `version` is missing or has another size; contents are not read."""
-    for prefix in ("packs/", "shards/"):
-        found = {info.key: info.bytes for info in store.list(prefix)}
-        for pack in version.packs:
-            for stored in (*pack.tables.values(), *pack.shards):
-                if stored.key.startswith(prefix) and found.get(stored.key) != stored.bytes:
-                    state = f"has {found[stored.key]} bytes" if stored.key in found else "is missing"
-                    raise DataError(
-                        f"version {version.version} of {store.uri} lists {stored.key} with {stored.bytes} bytes and it {state}; "
-                        "bring that object back from where it was copied from, or read another version"
-                    )
+    found = {info.key: info.bytes for prefix in ("packs/", "shards/") for info in store.list(prefix)}
+    for stored in (stored for pack in version.packs for stored in (*pack.tables.values(), *pack.shards)):
+        if found.get(stored.key) != stored.bytes:
+            state = f"has {found[stored.key]} bytes" if stored.key in found else "is missing"
+            raise DataError(
+                f"version {version.version} of {store.uri} lists {stored.key} with {stored.bytes} bytes and it {state}; "
+                "bring that object back from where it was copied from, or read another version"
+            )

@@ -1,8 +1,8 @@
 """Packing: from a recording to shards in a store, many at once, so that a killed packing goes on where it was.
 
 Drives are packed a group at a time, in the recording's order; each group is up to four shards, one a kind (`layout.py`), written
-by one process straight from the files to the store. When they are there, the group's rows and then `packing/PACK/00000.json` are
-put; a group with that file is never packed again, provided that its drives are still the same. When all groups are done their
+by one process straight from the files to the store. When they are there, the group's rows and then `packing/PACK/00000/done.json`
+are put; a group with that file is never packed again, provided that its drives are still the same. When all groups are done their
 rows become the pack's tables, and the version that lists them is written last.
 
 A drive that the data set already holds is left out; one that has the same name and is another one ends the packing.
@@ -25,18 +25,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.config.store import StoreConfig
+from trainer.data.shards.abandoned import remove_abandoned, say_alive
 from trainer.data.shards.checking import check_drive
 from trainer.data.shards.layout import (
     DRIVE_FILE,
     KINDS,
+    PROGRESS,
     SCHEMAS,
     TABLES,
     Pack,
     StoredObject,
     Version,
+    check_objects,
     commit_version,
-    list_versions,
-    read_version,
+    find_newest,
 )
 from trainer.data.shards.recording import Captures, Drive, Images, Recording
 from trainer.data.shards.tables import read_table, write_table
@@ -46,7 +48,6 @@ from trainer.store.base import ObjectInfo, Store, check_exclusive
 from trainer.store.open import open_store
 
 _BLOCK = tarfile.BLOCKSIZE
-_PROGRESS = "packing/"
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def pack(
     """
     store = open_store(uri, store_config)
     check_exclusive(store)
-    previous = read_version(store) if list_versions(store) else None
+    previous = find_newest(store)
     new = find_new_drives(recording, store, previous)
     known = len(recording.drives()) - len(new)
     if not new:
@@ -103,12 +104,16 @@ def pack(
     name = hashlib.sha256(repr((recording.name, new, drives_per_shard)).encode()).hexdigest()[:12]
     firsts = range(0, len(new), drives_per_shard)
     groups = [Group(name, place, tuple(new[first : first + drives_per_shard])) for place, first in enumerate(firsts)]
+    say_alive(store, name)
+    remove_abandoned(store, previous)
     advance(0, len(new))
     pack_groups(recording, groups, uri, store_config, workers=workers, advance=lambda done: advance(done, len(new)))
     added = join_groups(store, recording.name, groups)
     packs = (*previous.packs, added) if previous else (added,)
-    commit_version(store, Version(version=number, created=datetime.now(UTC), packs=packs))
-    store.delete(f"{_PROGRESS}{name}")
+    version = Version(version=number, created=datetime.now(UTC), packs=packs)
+    check_objects(store, version)
+    commit_version(store, version)
+    store.delete(f"{PROGRESS}{name}")
     return PackReport(store.uri, number, added.drives, known, added.images, added.sweeps, added.bytes)
 
 
@@ -141,7 +146,7 @@ class Group:
     @property
     def progress(self) -> str:
         """Where its rows are kept until the pack is whole."""
-        return f"{_PROGRESS}{self.pack}/{self.place:05d}"
+        return f"{PROGRESS}{self.pack}/{self.place:05d}"
 
     def shard(self, kind: str) -> str:
         return f"shards/{self.pack}-{self.place:05d}.{kind}.tar"
@@ -161,7 +166,7 @@ def pack_groups(
 ) -> None:
     """Pack what is not packed yet, in processes of their own."""
     store = open_store(uri, store_config)
-    finished = {info.key for info in store.list(_PROGRESS)}
+    finished = {info.key for info in store.list(PROGRESS)}
     missing = [group for group in groups if not is_packed(recording, store, group, finished)]
     done = sum(len(group.drives) for group in groups) - sum(len(group.drives) for group in missing)
     if done:
@@ -171,6 +176,7 @@ def pack_groups(
         jobs = {pool.submit(pack_group, recording, group, uri, store_config): group for group in missing}
         for job in as_completed(jobs):
             job.result()
+            say_alive(store, jobs[job].pack)
             done += len(jobs[job].drives)
             advance(done)
             log.info("packed %d drives", done)
@@ -213,31 +219,31 @@ def write_shard(
     recording: Recording, drives: Sequence[Drive], store: Store, key: str, kind: str, placed: dict[str, Placed]
 ) -> StoredObject | None:
     """Stream the files of one kind to the store and note in `placed` where each lies; nothing where there is none."""
-    chosen = {drive.name: _rows_of_kind(drive, kind) for drive in drives}
-    if not any(len(rows) for rows in chosen.values()):
+    if not any(len(_rows_of_kind(drive, kind)) for drive in drives):
         return None
+    return as_stored(store.put(key, write_members(recording, drives, key, kind, placed)))
 
-    def members() -> Iterator[memoryview]:
-        offset = 0
-        for drive in drives:
-            captures, rows = _captures_of_kind(drive, kind), chosen[drive.name]
-            if not len(rows):
-                continue
-            head = _tar_member(
-                f"{drive.name}/{DRIVE_FILE}", _describe(drive, captures, rows), int(captures.timestamp_us[rows[0]])
-            )
-            offset += sum(map(len, head))
-            yield from head
-            for row in rows.tolist():
-                file = captures.file[row]
-                data = _read_file(recording, file)
-                pieces = _tar_member(f"{drive.name}/{_member_name(captures, row)}", data, int(captures.timestamp_us[row]))
-                placed[file] = Placed(key, offset + len(pieces[0]), len(data), zlib.crc32(data))
-                offset += sum(map(len, pieces))
-                yield from pieces
-        yield memoryview(bytes(2 * _BLOCK))
 
-    return as_stored(store.put(key, members()))
+def write_members(
+    recording: Recording, drives: Sequence[Drive], key: str, kind: str, placed: dict[str, Placed]
+) -> Iterator[memoryview]:
+    """The bytes of the shard `key`: the files of one kind, each noted in `placed`."""
+    offset = 0
+    for drive in drives:
+        captures, rows = _captures_of_kind(drive, kind), _rows_of_kind(drive, kind)
+        if not len(rows):
+            continue
+        head = _tar_member(f"{drive.name}/{DRIVE_FILE}", _describe(drive, captures, rows), int(captures.timestamp_us[rows[0]]))
+        offset += sum(map(len, head))
+        yield from head
+        for row in rows.tolist():
+            file = captures.file[row]
+            data = _read_file(recording, file)
+            pieces = _tar_member(f"{drive.name}/{_member_name(captures, row)}", data, int(captures.timestamp_us[row]))
+            placed[file] = Placed(key, offset + len(pieces[0]), len(data), zlib.crc32(data))
+            offset += sum(map(len, pieces))
+            yield from pieces
+    yield memoryview(bytes(2 * _BLOCK))
 
 
 def as_stored(info: ObjectInfo) -> StoredObject:

@@ -96,35 +96,34 @@ class ShardFiles:
         return RangeCache(self.cache_config) if self.cache_config else None
 
     def _read(self, kind: str, rows: Int[np.ndarray, " K"], clip: str) -> list[bytes]:
-        checksums = self.columns[f"{kind}_crc32"][rows].tolist()
-        wanted = dict(zip(self._spans(kind, rows), checksums, strict=True))
+        spans = self._spans(kind, rows)
+        wanted = dict(zip(spans, self.columns[f"{kind}_crc32"][rows].tolist(), strict=True))
         files: dict[Span, bytes] = {}
         for joined in join_spans(list(wanted)):
             inside = {span: checksum for span, checksum in wanted.items() if span.is_in(joined)}
             data = self._fetch_whole(joined, inside, clip)
             files |= {span: bytes(cut(data, joined, span)) for span in inside}
-        return [files[span] for span in self._spans(kind, rows)]
+        return [files[span] for span in spans]
 
     def _fetch_whole(self, joined: Span, inside: Mapping[Span, int], clip: str) -> memoryview:
-        """A range whose files have their checksums; fetched once more where they do not, for a byte may flip on the way."""
+        """A range whose files have their checksums, kept or fetched; once more where they do not, for a byte may flip on the way."""
+        key = f"{self._store.uri}/{self._shard(joined)} {joined.offset} {joined.bytes}"
+        kept = self._cache.get(key) if self._cache else None
+        if kept is not None and not find_damaged(memoryview(kept), joined, inside):
+            return memoryview(kept)
         for _ in range(2):
-            data = memoryview(self._fetch(joined, inside, clip))
-            damaged = find_damaged(data, joined, inside)
-            if not damaged:
-                return data
+            data = self._fetch(joined, clip)
+            damaged = find_damaged(memoryview(data), joined, inside)
+            if damaged:
+                continue
+            if self._cache:
+                self._cache.put(key, data)
+            return memoryview(data)
         raise ClipError(clip, f"{self._name(damaged[0])} is damaged: its bytes have another checksum than the index says")
 
-    def _fetch(self, joined: Span, inside: Mapping[Span, int], clip: str) -> bytes:
-        shard = self._shard(joined)
-
-        def get() -> bytes:
-            return _trying_for(self.patience_s)(self._store.get, shard, joined.offset, joined.bytes)
-
+    def _fetch(self, joined: Span, clip: str) -> bytes:
         try:
-            if self._cache is None:
-                return get()
-            key = f"{self._store.uri}/{shard} {joined.offset} {joined.bytes}"
-            return self._cache.get(key, get, is_whole=lambda data: not find_damaged(memoryview(data), joined, inside))
+            return _trying_for(self.patience_s)(self._store.get, self._shard(joined), joined.offset, joined.bytes)
         except ObjectMissingError as error:
             raise ClipError(clip, str(error)) from error
 

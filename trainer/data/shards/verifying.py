@@ -80,8 +80,9 @@ def raise_if_damaged(store: Store, version: Version, damaged: list[Damage]) -> N
     if damaged:
         listing = "\n  ".join(map(str, damaged))
         raise DataError(
-            f"version {version.version} of {store.uri} was verified and objects are damaged: {len(damaged)}; bring them back from where "
-            "they were copied from, or pack the drives again elsewhere. Training replaces and counts clips of damaged files, and "
+            f"version {version.version} of {store.uri} was verified and objects are damaged: {len(damaged)}; have "
+            "`odonata pack --repair SOURCE DEST` write shards anew, or bring the objects back from where they were copied from. "
+            "Training replaces and counts clips of damaged files, and "
             f"does not start where an object is missing:\n  {listing}"
         )
 

@@ -2,11 +2,14 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,9 @@ from tests.trainer.packed import packed
 from trainer.config.data import NuscenesData
 from trainer.data.build import build_source
 from trainer.data.shards import packing
-from trainer.data.shards.layout import KINDS, Version, commit_version, read_version
+from trainer.data.shards.abandoned import remove_abandoned
+from trainer.data.shards.layout import KINDS, Pack, Version, commit_version, read_version
+from trainer.data.shards.mending import mend
 from trainer.data.shards.packing import Group, find_new_drives, pack, pack_group
 from trainer.data.shards.recording import NO_SWEEPS, Drive, Images, NuscenesRecording
 from trainer.data.shards.verifying import raise_if_damaged, verify
@@ -237,6 +242,116 @@ def test_verify_names_the_files_that_are_lost(recording: NuscenesRecording, tmp_
     assert len(damaged) == 2
     with pytest.raises(DataError, match="objects are damaged: 2"):
         raise_if_damaged(store, version, damaged)
+
+
+def damage(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 4
+    path.write_bytes(data)
+
+
+def test_damaged_shards_are_written_anew_byte_for_byte_and_whole_ones_are_left(
+    recording: NuscenesRecording, packed_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(packed_folder, tmp_path / "packed")
+    whole = files_of(tmp_path / "packed")
+    shards = sorted((tmp_path / "packed" / "shards").iterdir())
+    damage(shards[0], 5000)
+    shards[-1].unlink()
+    untouched = shards[1].stat().st_mtime_ns
+    store = LocalStore(tmp_path / "packed")
+    version = read_version(store)
+    assert mend(recording, store, version, verify(store, version)) == []
+    assert files_of(tmp_path / "packed") == whole
+    assert shards[1].stat().st_mtime_ns == untouched
+
+
+@dataclass(frozen=True)
+class Other(Some):
+    """The same drives, with other bytes in their files."""
+
+    def read_file(self, file: str) -> bytes:
+        return super().read_file(file) + b" "
+
+
+def test_what_cannot_be_mended_stays_as_it_is_and_says_why(
+    recording: NuscenesRecording, packed_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(packed_folder, tmp_path / "packed")
+    shard = min((tmp_path / "packed" / "shards").iterdir())
+    damage(shard, 5000)
+    damaged_bytes, store = shard.read_bytes(), LocalStore(tmp_path / "packed")
+    version = read_version(store)
+    damaged = verify(store, version)
+    (other,) = mend(Other(recording, tuple(recording.drives())), store, version, damaged)
+    assert "has other files by now" in other.reason
+    (fewer,) = mend(Some(recording, ()), store, version, damaged)
+    assert "does not have its drive" in fewer.reason
+    assert shard.read_bytes() == damaged_bytes
+    damage(next((tmp_path / "packed").rglob("images.parquet")), 50)
+    left = mend(recording, store, version, verify(store, version))
+    assert len(left) == 2 and all("cannot be mended: packs/" in each.reason for each in left)
+
+
+def abandon(folder: Path, pack: str, *, days: float) -> list[Path]:
+    """What a packing leaves that was killed so many days ago."""
+    at = (datetime.now(UTC) - timedelta(days=days)).isoformat()
+    files = {
+        f"packing/{pack}/alive.json": json.dumps({"at": at}),
+        f"packing/{pack}/00000/done.json": "{}",
+        f"packs/{pack}/images.parquet": "rows",
+        f"shards/{pack}-00000.camera-key.tar": "shard",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return [folder / name for name in files]
+
+
+def test_the_next_packing_removes_what_an_abandoned_one_has_left_and_nothing_else(
+    recording: NuscenesRecording, packed_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(packed_folder, tmp_path, dirs_exist_ok=True)
+    store = LocalStore(tmp_path)
+    version = read_version(store)
+    (listed,) = version.packs
+    kept = files_of(tmp_path)
+    abandoned = abandon(tmp_path, "0123", days=7.1)
+    running = [*abandon(tmp_path, "01234", days=6.9), *abandon(tmp_path, "silent", days=30)]
+    (tmp_path / "packing/silent/alive.json").unlink()
+    (tmp_path / f"packing/{listed.name}").mkdir()
+    (tmp_path / f"packing/{listed.name}/alive.json").write_text(json.dumps({"at": "2020-01-01T00:00:00+00:00"}))
+    remove_abandoned(store, version)
+    assert not any(path.exists() for path in abandoned)
+    assert all(path.exists() for path in running if path.parts[-2:] != ("silent", "alive.json"))
+    assert kept.items() <= files_of(tmp_path).items()
+
+
+def test_a_packing_says_that_it_is_alive_while_it_runs(recording: NuscenesRecording, tmp_path: Path) -> None:
+    seen = []
+
+    def look(done: int, total: int) -> None:
+        del done, total
+        seen.append(len(list(tmp_path.glob("packing/*/alive.json"))))
+
+    pack(Some(recording, (recording.drives()[0],)), str(tmp_path), workers=1, advance=look)
+    assert set(seen) == {1} and not list(tmp_path.glob("packing/*/*"))
+
+
+def test_a_version_does_not_appear_while_a_shard_of_it_is_gone(
+    recording: NuscenesRecording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = packing.join_groups
+
+    def join_and_lose(store: Store, source: str, groups: Sequence[Group]) -> Pack:
+        added = joined(store, source, groups)
+        store.delete(added.shards[0].key)
+        return added
+
+    monkeypatch.setattr(packing, "join_groups", join_and_lose)
+    with pytest.raises(DataError, match="and it is missing"):
+        pack(Some(recording, (recording.drives()[0],)), str(tmp_path), workers=1)
+    assert not list(tmp_path.glob("versions/*"))
 
 
 @dataclass(frozen=True)
