@@ -425,8 +425,12 @@ def copy_checkpoint(
 def export_encoder(
     uri: Uri,
     layout: Annotated[
-        Literal["safetensors", "timm", "hf"],
-        typer.Option("--format", help="Our own names; timm's VisionTransformer; a folder for transformers' AutoModel."),
+        Literal["safetensors", "torch-export", "onnx", "timm", "hf", "croco"],
+        typer.Option(
+            "--format",
+            help="Our own names; a program for torch, or for ONNX; timm's VisionTransformer; a folder for transformers' AutoModel; "
+            "CroCo's encoder and decoder.",
+        ),
     ] = "safetensors",
     out: Annotated[Path | None, typer.Option(help="File, or folder for hf, to write; named after the run by default.")] = None,
     step: Step = None,
@@ -434,6 +438,10 @@ def export_encoder(
     weights: Annotated[
         Literal["model", "ema"] | None, typer.Option(help="Weights or their moving average; by default ema where there is one.")
     ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="For torch-export and onnx: frames of a clip, 1 for images; the run's by default.", min=1)
+    ] = None,
+    cameras: Annotated[int, typer.Option(help="For torch-export and onnx: cameras that attend to each other.", min=1)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over what --out names.")] = False,
 ) -> None:
     """Write the encoder of a checkpoint to a file that loads without this package.
@@ -447,9 +455,77 @@ def export_encoder(
     planned = export.plan_export(_open_place(uri, store), layout=layout, step=step, weights=weights)
     path = out or Path(planned.default_name)
     with _bar("exporting", planned.bytes) as advance:
-        load = export.export_encoder(planned, path, advance, overwrite=overwrite)
+        load = export.export_encoder(planned, path, advance, overwrite=overwrite, frames=frames, cameras=cameras)
     print(f"{path}: the encoder of step {planned.record.step}, its {'moving average' if planned.weights == 'ema' else 'weights'}")
     print(f"load it with {load}")
+
+
+@app.command(
+    "import",
+    epilog="Example: `odonata import dinov2_vitb14_reg4_pretrain.pth launch/runs/croco_video_base.yaml encoder.patch_px=14 "
+    "encoder.positions=learned encoder.registers=5 data.clip.height_px=224 data.clip.width_px=392 data.root=/data/nuscenes "
+    "--out runs/dinov2`, then train with the same keys and `warm_start.uri=runs/dinov2`",
+)
+def import_weights(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Published weights: .safetensors, or .pth with tensors alone.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN.yaml", help="Run config that says which encoder of which clips they become.")
+    ],
+    out: Annotated[str, typer.Option(metavar="URI", help="Folder or s3://bucket/prefix of the run that holds them.")],
+    overrides: Overrides = None,
+    parts: Annotated[Literal["encoder", "model"], typer.Option(help="The encoder, or of CroCo the decoder as well.")] = "encoder",
+    pixels: Annotated[
+        Literal["imagenet", "half"],
+        typer.Option(
+            help="How images were normalised: ImageNet's mean and deviation, or 0.5 and 0.5 (timm's augreg, Google's ViT)."
+        ),
+    ] = "imagenet",
+) -> None:
+    """Take published weights in: CroCo, timm, DINOv2, MAE, VideoMAE, ViTs of transformers; for warm_start, evaluate and export."""
+    from trainer.config.load import load_run_config
+    from trainer.importing import import_weights as take_in
+    from trainer.observe.logs import configure_logging
+
+    configure_logging(rank=0)
+    config = load_run_config(run, [*(overrides or ()), f"run.uri={out}"])
+    changes = take_in(file, config, parts=parts, pixels=pixels)
+    print(f"{out}: {file.name}, as the {parts} of {run.name}", *changes, sep="\n  ")
+    print(f"start from it with warm_start.uri={out} and the same encoder and clips")
+
+
+@app.command(
+    "card", epilog="Example: `odonata card runs/base --license cc-by-nc-4.0 --evaluation runs/evaluate/depth -o README.md`"
+)
+def write_card(
+    uri: Uri,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; printed by default.")] = None,
+    step: Step = None,
+    licence: Annotated[str | None, typer.Option("--license", help="Licence of the weights, by its name on Hugging Face.")] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option(metavar="URI", help="The --out of an `odonata evaluate`; several may be given.")
+    ] = None,
+    store: StoreSettings = None,
+) -> None:
+    """Write a model card from the run's own record: what it is, what it learnt from, on what, for how long, and how good it is."""
+    from trainer import card
+    from trainer.observe.logs import configure_logging
+
+    configure_logging(rank=0)
+    results = [card.read_evaluation(_open_place(one, store).store) for one in evaluation or ()]
+    text = card.write_card(_open_place(uri, store), step=step, licence=licence, evaluations=results)
+    if out is None:
+        print(text, end="")
+        return
+    _write_new(out, text)
+
+
+def _write_new(path: Path, text: str) -> None:
+    if path.exists():
+        raise ConfigError(f"{path} was to be written and is there already; give another -o, or remove it")
+    from trainer.store.open import open_store
+
+    open_store(path.absolute().parent).put(path.name, text.encode())
+    print(path)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ Letters of the shapes, here and everywhere:
     config.py        the sections of a run config that describe encoder and objectives (imports no torch)
     batch.py         Batch and Losses, the two nouns that cross the border to the trainer
     attention.py     one attention over packed sequences and its backends
-    layers.py        blocks          positions.py  sin-cos and rotary positions          masking.py  what is hidden
+    layers.py        blocks          positions.py  sin-cos, rotary and learned positions  masking.py  what is hidden
     encoder.py       the video ViT   decoders.py   completion of one view, or of one beside another
     clouds.py        geometry of point clouds, for the workers          points.py     the LiDAR point encoder
     contrast.py      InfoNCE over all ranks' pairs          peers.py      what a loss may know of other ranks
@@ -20,5 +20,6 @@ Letters of the shapes, here and everywhere:
     images.py        pixels for the encoder and for people
     pretraining.py   one encoder under a weighted list of objectives: the module that is trained
     objectives/      what an objective is, and one paper or downstream task a file       heads/        of downstream tasks
-    official_croco.py  published weights in and out       flops.py  operations that a step needs
+    layouts/         encoders under the names of others: timm, DINOv2, VideoMAE, transformers, CroCo
+    official_croco.py  CroCo's whole model in and out     flops.py  operations that a step needs
 """

@@ -9,10 +9,11 @@ keys of segment s and to nothing else. No padding, no masks, so views of unequal
 Lengths are Python integers, known without asking the device; a pack of equal shapes is built once and reused.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -27,23 +28,31 @@ _XFORMERS_ALIGNMENT_BYTES = 16
 
 @dataclass(frozen=True)
 class Segments:
-    """Lengths of the packed sequences: of the queries, and of the keys that each of them sees."""
+    """Packed sequences by their lengths: of the queries, and of the keys that each of them sees."""
 
-    queries: tuple[int, ...]
-    keys: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        assert len(self.queries) == len(self.keys), "every query segment has a key segment"
+    runs: tuple[tuple[int, int, int], ...]
+    """Neighbouring sequences of equal lengths together: (how many, query length, key length)."""
 
     @classmethod
-    def within(cls, lengths: Sequence[int]) -> "Segments":
-        """Self-attention: each sequence sees itself."""
-        return cls(tuple(lengths), tuple(lengths))
+    def of(cls, runs: Iterable[tuple[int, int, int]]) -> "Segments":
+        """Sequences as `runs` has them; neighbouring runs of equal lengths become one."""
+        alike = groupby(runs, key=itemgetter(1, 2))
+        return cls(tuple((sum(count for count, _, _ in run), *lengths) for lengths, run in alike))
 
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Neighbouring segments of equal lengths together: (how many, query length, key length)."""
-        pairs = zip(self.queries, self.keys, strict=True)
-        return [(len(list(run)), *lengths) for lengths, run in groupby(pairs)]
+    @classmethod
+    def within(cls, lengths: Iterable[int]) -> "Segments":
+        """Self-attention: each sequence sees itself."""
+        return cls.of((1, length, length) for length in lengths)
+
+    @property
+    def queries(self) -> tuple[int, ...]:
+        """Length of every sequence of queries."""
+        return tuple(length for count, length, _ in self.runs for _ in range(count))
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """Length of every sequence of keys."""
+        return tuple(length for count, _, length in self.runs for _ in range(count))
 
 
 def attend(
@@ -95,7 +104,7 @@ def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Ten
 
 def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     outputs, query_start, key_start = [], 0, 0
-    for count, queries, keys in segments.runs():
+    for count, queries, keys in segments.runs:
         query_end, key_end = query_start + count * queries, key_start + count * keys
         outputs.append(_attend_equal(q[query_start:query_end], k[key_start:key_end], v[key_start:key_end], count=count))
         query_start, key_start = query_end, key_end

@@ -7,7 +7,7 @@ Sizes follow the ViT literature: tiny and small from DeiT (Touvron et al. 2021),
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 
 class Section(BaseModel):
@@ -126,18 +126,33 @@ class EncoderConfig(Section):
     """Side of a square patch in pixels; halving it makes four times the tokens."""
     tubelet_frames: int = Field(1, ge=1, le=8)
     """Frames that one token spans; 1 for images, 2 for video."""
-    positions: Literal["sincos", "rope"] = "rope"
-    """Absolute sin-cos tables, or rotary angles over (y, x), and over (t, y, x) when a clip has more than one tubelet."""
+    positions: Literal["sincos", "rope", "learned"] = "rope"
+    """Absolute sin-cos tables; rotary angles over (y, x), and over (t, y, x) when a clip has more than one tubelet; a learned table."""
+    registers: int = Field(0, ge=0, le=32)
+    """Learned tokens beside those of each clip, which all attend to and no objective sees; the class token of a plain ViT is one."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Probability with which the last block is skipped for a sample; earlier blocks less, linearly."""
     attention: AttentionBackend = "auto"
     """Which kernel runs attention; auto takes xFormers on CUDA where it can run, SDPA elsewhere."""
     has_time: bool | None = None
     """Whether positions know time; none where a clip has more than one tubelet. To be said where an encoder of clips gets images."""
+    learned_grid: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Tubelets, rows and columns of a learned table; none are those of a clip. To be said where the encoder gets other clips."""
 
     def knows_time(self, grid: Grid) -> bool:
         """Whether positions of clips with `grid` know time."""
         return (self.tubelet_frames > 1 or grid.t > 1) if self.has_time is None else self.has_time
+
+    def table_grid(self, grid: Grid) -> Grid:
+        """Places of a learned table, for clips with `grid`."""
+        t, h, w = self.learned_grid or (grid.t, grid.h, grid.w)
+        return Grid(t, 1, h, w)
+
+    def as_trained_on(self, grid: Grid) -> "EncoderConfig":
+        """The same encoder, of clips with `grid`, to be given other clips: what follows from the clips is written down."""
+        t, _, h, w = self.table_grid(grid)
+        learned = {"learned_grid": (t, h, w)} if self.positions == "learned" else {}
+        return self.model_copy(update={"has_time": self.knows_time(grid), **learned})
 
     @property
     def shape(self) -> TransformerShape:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.attention import Segments, choose_backend, compute_dtype
 from models.config import AttentionBackend, Grid, TransformerShape
 from models.layers import Block, DecoderBlock, Norm, Pack, build_linear
-from models.positions import Positions, PositionTables
+from models.positions import FixedPositions, PositionTables
 
 
 class CompletingDecoder(nn.Module):
@@ -26,7 +26,7 @@ class CompletingDecoder(nn.Module):
         *,
         encoder_width: int,
         values: int,
-        positions: Positions,
+        positions: FixedPositions,
         has_time: bool,
         attention: AttentionBackend = "auto",
     ) -> None:
@@ -59,7 +59,7 @@ class CompletingDecoder(nn.Module):
         head_width = self.shape.width // self.shape.heads
         backend = choose_backend(self.attention, x.device, dtype=compute_dtype(x), head_width=head_width)
         table = self.tables.rotation(grid, x.device)
-        return Pack(Segments.within([grid.tokens] * batch), backend, table and table.of(None, batch))
+        return Pack(Segments.of([(batch, grid.tokens, grid.tokens)]), backend, table and table.of(None, batch))
 
 
 class SingleViewDecoder(CompletingDecoder):
@@ -97,7 +97,7 @@ class CrossViewDecoder(CompletingDecoder):
         M = memory.shape[1]
         x, memory = x.flatten(0, 1), memory.flatten(0, 1)  # (B N, E)
         pack = self.pack(x, grid, B)
-        across = Pack(Segments((N,) * B, (M,) * B), pack.backend, pack.rotation, pack.rotation)
+        across = Pack(Segments.of([(B, N, M)]), pack.backend, pack.rotation, pack.rotation)
         for block in self.blocks:
             x = block(x, memory, pack, across)
         return self.head(self.norm(x)).unflatten(0, (B, N))

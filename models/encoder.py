@@ -7,7 +7,9 @@ each block in one packed call, so FSDP2 gathers every block once a step and no k
 A clip is one attention segment: space and time attend jointly (Arnab et al. 2021, model 1). Where the bounds of the segments
 lie is decided in `_pack` alone. A single frame is embedded by the kernel summed over time, as if it stood still.
 
-With one frame, one camera and tubelet_frames 1 this is CroCo's encoder, and official weights load (`official_croco.py`).
+Registers (Darcet et al. 2023) are learned tokens without a place that stand in every clip's segment and are not handed out; a ViT's class
+token is one. With one frame, one camera and tubelet_frames 1 this is CroCo's encoder, or with registers a plain ViT's
+(`models.layouts` takes their weights in and out).
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from models.attention import Segments, choose_backend, compute_dtype
 from models.config import AttentionBackend, EncoderConfig, Grid, TransformerShape
 from models.layers import Block, Norm, Pack, branch_scales
-from models.positions import Positions, PositionTables, Rotation, take_tokens
+from models.positions import FixedPositions, LearnedTable, Positions, PositionTables, Rotation, take_tokens
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,19 @@ class VideoEncoder(nn.Module):
         *,
         patch_px: int,
         tubelet_frames: int,
-        positions: Positions,
+        positions: FixedPositions | LearnedTable,
         has_time: bool,
+        registers: int = 0,
         drop_path: float = 0.0,
         attention: AttentionBackend = "auto",
     ) -> None:
         super().__init__()
         self.shape = shape
-        self.positions = positions
         self.has_time = has_time
         self.attention = attention
-        self.tables = PositionTables(positions, shape, has_time=has_time)
+        self.table = positions if isinstance(positions, LearnedTable) else None
+        self.tables = PositionTables(None if isinstance(positions, LearnedTable) else positions, shape, has_time=has_time)
+        self.registers = nn.Parameter(0.02 * torch.randn(registers, shape.width)) if registers else None
         self.drop_rates = [drop_path * place / max(1, shape.depth - 1) for place in range(shape.depth)]
         self.embed = TubeletEmbed(shape.width, patch_px, tubelet_frames)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
@@ -92,22 +96,41 @@ class VideoEncoder(nn.Module):
 
     def forward(self, groups: Sequence[ClipGroup]) -> list[Float[Tensor, "B n C"]]:
         """Tokens of each group, normalised, in the order of its visible indices."""
-        embedded = [self._embed(group) for group in groups]  # (B, n, C) each
+        embedded = [self._put_registers(self._embed(group)) for group in groups]  # (B, R + n, C) each
         sizes = [tokens.shape[:2] for tokens in embedded]
         x = torch.cat([tokens.flatten(0, 1) for tokens in embedded])  # (N, C)
         pack = self._pack(groups, embedded)
         for place, block in enumerate(self.blocks):
             x = block(x, pack, self._branch_scale(groups, embedded, place))
         parts = self.norm(x).split([batch * tokens for batch, tokens in sizes])
-        return [part.unflatten(0, size) for part, size in zip(parts, sizes, strict=True)]
+        return [part.unflatten(0, size)[:, self.register_count :] for part, size in zip(parts, sizes, strict=True)]
+
+    @property
+    def positions(self) -> Positions:
+        """Of what kind they are."""
+        return self.tables.kind or "learned"
+
+    @property
+    def fixed_positions(self) -> FixedPositions:
+        """Positions of the same kind for the decoders of other clips; sin-cos where the encoder's are learned."""
+        return self.tables.kind or "sincos"
+
+    @property
+    def register_count(self) -> int:
+        return 0 if self.registers is None else len(self.registers)
 
     def _embed(self, group: ClipGroup) -> Float[Tensor, "B n C"]:
         tokens = self.embed(group.images, group.visible).float()  # the residual stream is float32 under autocast
-        table = self.tables.added(self.embed.grid(group.images), tokens.device)
-        return tokens if table is None else tokens + take_tokens(table, group.visible, len(tokens))
+        grid = self.embed.grid(group.images)
+        table = self.tables.added(grid, tokens.device) if self.table is None else self.table(grid)
+        return tokens if table is None else tokens + take_tokens(table, group.visible, tokens.shape[0])
+
+    def _put_registers(self, tokens: Float[Tensor, "B n C"]) -> Float[Tensor, "B m C"]:
+        if self.registers is None:
+            return tokens
+        return torch.cat([self.registers.float().expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
     def _pack(self, groups: Sequence[ClipGroup], embedded: Sequence[Tensor]) -> Pack:
-        lengths = [tokens.shape[1] for tokens in embedded for _ in range(tokens.shape[0])]
         backend = choose_backend(
             self.attention,
             embedded[0].device,
@@ -116,11 +139,13 @@ class VideoEncoder(nn.Module):
         )
         rotations = [self._rotation(group) for group in groups]
         rotation = Rotation.join([turn for turn in rotations if turn])
-        return Pack(Segments.within(lengths), backend, rotation)
+        segments = Segments.of((tokens.shape[0], tokens.shape[1], tokens.shape[1]) for tokens in embedded)
+        return Pack(segments, backend, rotation)
 
     def _rotation(self, group: ClipGroup) -> Rotation | None:
         table = self.tables.rotation(self.embed.grid(group.images), group.images.device)
-        return table and table.of(group.visible, len(group.images))
+        B = group.images.shape[0]  # not len, which would fix the batch of a traced encoder
+        return table and table.of(group.visible, B).after(self.register_count, B)
 
     def _branch_scale(self, groups: Sequence[ClipGroup], embedded: Sequence[Tensor], place: int) -> Float[Tensor, "2 N 1"] | None:
         rate = self.drop_rates[place]
@@ -139,8 +164,11 @@ def build_encoder(config: EncoderConfig, grid: Grid) -> VideoEncoder:
         config.shape,
         patch_px=config.patch_px,
         tubelet_frames=config.tubelet_frames,
-        positions=config.positions,
+        positions=LearnedTable(config.table_grid(grid), config.shape.width)
+        if config.positions == "learned"
+        else config.positions,
         has_time=config.knows_time(grid),
+        registers=config.registers,
         drop_path=config.drop_path,
         attention=config.attention,
     )

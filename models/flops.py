@@ -16,7 +16,7 @@ def train_flops(encoder: EncoderConfig, objective: CrocoConfig, grid: Grid) -> i
     shape, decoder = encoder.shape, DECODER_SHAPES[objective.decoder]
     pixels = 3 * encoder.tubelet_frames * encoder.patch_px**2
     embedding = 2 * shape.width * pixels * (visible + tokens)
-    encoding = sum(shape.depth * _block(shape, n) for n in (visible, tokens))
+    encoding = sum(shape.depth * _block(shape, encoder.registers + n) for n in (visible, tokens))
     bridging = 2 * shape.width * decoder.width * (visible + tokens)
     decoding = decoder.depth * (_block(decoder, tokens) + _cross_attention(decoder, tokens))
     predicting = 2 * decoder.width * pixels * tokens

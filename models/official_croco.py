@@ -1,4 +1,6 @@
-"""The published CroCo weights, in and out: names of naver/croco's checkpoints against names of ours.
+"""CroCo's whole published model, in and out: names of naver/croco's checkpoints against names of ours.
+
+The encoder alone, for runs of video or another grid, goes through `models.layouts`.
 
 Shapes are the same but for the patch embedding, a 2D convolution there and a tubelet kernel of one frame here. The two
 position buffers that cosine models carry are constants; they are checked, not stored.
@@ -115,6 +117,17 @@ def export_official(model: PretrainingModel, grid: Grid) -> dict[str, Tensor]:
     return weights
 
 
+def describe_official(model: PretrainingModel, grid: Grid) -> dict[str, Any]:
+    """Keyword arguments of the official constructor for `model`, whose encoder is one of images with `grid`."""
+    encoder, decoder = model.encoder, _objective_of(model).decoder
+    patch = encoder.embed.patch_px
+    parts = {"enc": encoder.shape, "dec": decoder.shape}
+    assert all(shape.hidden == 4 * shape.width for shape in parts.values()), "CroCo has one ratio for both"
+    sizes = {f"{part}_{name}": value for part, shape in parts.items() for name, value in _sizes(shape).items()}
+    positions = "cosine" if encoder.positions == "sincos" else "RoPE100"
+    return {"img_size": (grid.h * patch, grid.w * patch), "patch_size": patch, "mlp_ratio": 4, "pos_embed": positions, **sizes}
+
+
 def rename_from_official(name: str) -> str:
     """Our name for an official one; unknown names stay, and are refused as unexpected."""
     for theirs, ours in _RENAMES:
@@ -169,6 +182,10 @@ def _shape(settings: Mapping[str, Any], part: str) -> TransformerShape:
     width = settings[f"{part}_embed_dim"]
     hidden = int(width * settings["mlp_ratio"])
     return TransformerShape(width, settings[f"{part}_depth"], settings[f"{part}_num_heads"], hidden)
+
+
+def _sizes(shape: TransformerShape) -> dict[str, int]:
+    return {"embed_dim": shape.width, "depth": shape.depth, "num_heads": shape.heads}
 
 
 def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Where a token is: sin-cos tables added to tokens, and rotary angles that turn queries and keys.
+"""Where a token is: sin-cos or learned tables added to tokens, and rotary angles that turn queries and keys.
 
 Tokens of a clip lie in the order (t, v, y, x), each with integer coordinates from 0.
 
@@ -10,6 +10,9 @@ Rotary (Su et al. 2021, in 2D by CroCo v2): the width of a head is split into on
 width d, element j turns with element j + d/2 by the angle p / base^(2j/d). A video encoder puts a part for time before
 them: 2 (3D // 16) channels for each of y and x, the rest for time (24, 24 and 16 of 64). Cameras of one instant share their
 angles. Sine and cosine are float32 whatever the tokens are: in bf16 an angle of 76 patches turns a value by 0.34 too far.
+
+Learned: one vector for each (t, y, x), which cameras share; what most published ViTs have, so their weights can be taken in. A clip of
+another grid gets the table resampled, bicubic over the image and linear over time (Dosovitskiy et al. 2021, section 3.2).
 """
 
 from collections.abc import Sequence
@@ -18,12 +21,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.config import Grid, TransformerShape
 
-Positions = Literal["sincos", "rope"]
+FixedPositions = Literal["sincos", "rope"]
+Positions = Literal["sincos", "rope", "learned"]
 
 ROPE_BASE = 100.0
 
@@ -39,6 +45,14 @@ class Rotation(NamedTuple):
     def of(self, tokens: Int[Tensor, "B N"] | None, batch: int) -> "Rotation":
         """The rotations of packed tokens: of `batch` whole clips, or of the `tokens` of each clip."""
         cos, sin = (take_tokens(table[:, 0], tokens, batch).flatten(0, 1)[:, None] for table in (self.cos, self.sin))
+        return Rotation(cos, sin, self.parts)
+
+    def after(self, still: int, batch: int) -> "Rotation":
+        """The same after `still` tokens that do not turn, in each of `batch` clips."""
+        cos, sin = (
+            F.pad(table.unflatten(0, (batch, -1)), (0, 0, 0, 0, still, 0), value=value).flatten(0, 1)
+            for table, value in ((self.cos, 1.0), (self.sin, 0.0))
+        )
         return Rotation(cos, sin, self.parts)
 
     @classmethod
@@ -65,13 +79,40 @@ def coordinates(grid: Grid) -> Int[np.ndarray, "N 4"]:
     return np.stack(axes, axis=-1).reshape(-1, 4)
 
 
+class LearnedTable(nn.Module):
+    """A vector for each place of a clip, that of its `grid` but for cameras."""
+
+    def __init__(self, grid: Grid, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(grid.t, grid.h, grid.w, width))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, grid: Grid) -> Float[Tensor, "N C"]:
+        """What is added to the tokens of clips of `grid`."""
+        table = resample_table(self.weight.float(), grid)
+        return repeat(table, "t h w C -> (t v h w) C", v=grid.v)
+
+
+def resample_table(table: Float[Tensor, "t1 h1 w1 C"], grid: Grid) -> Float[Tensor, "t h w C"]:
+    """A learned table for clips of `grid`: as it is where that is its own."""
+    if table.shape[1:3] != (grid.h, grid.w):
+        images = rearrange(table, "t h w C -> t C h w")
+        images = F.interpolate(images, size=(grid.h, grid.w), mode="bicubic", antialias=True, align_corners=False)
+        table = rearrange(images, "t C h w -> t h w C")
+    if len(table) != grid.t:
+        series = rearrange(table, "t h w C -> (h w) C t")
+        series = F.interpolate(series, size=grid.t, mode="linear", align_corners=False)
+        table = rearrange(series, "(h w) C t -> t h w C", h=grid.h)
+    return table
+
+
 class PositionTables:
-    """The tables of one module, made once for each grid and device.
+    """The fixed tables of one module, made once for each grid and device.
 
     The module keeps them, not the process: a model under fake tensors must leave nothing behind that a real one finds.
     """
 
-    def __init__(self, kind: Positions, shape: TransformerShape, *, has_time: bool) -> None:
+    def __init__(self, kind: FixedPositions | None, shape: TransformerShape, *, has_time: bool) -> None:
         self.kind = kind
         self.shape = shape
         self.has_time = has_time
@@ -79,7 +120,7 @@ class PositionTables:
         self._rotations: dict[tuple[Grid, torch.device], Rotation] = {}
 
     def added(self, grid: Grid, device: torch.device) -> Float[Tensor, "N C"] | None:
-        """What is added to tokens; none with rotary positions."""
+        """What is added to tokens; none with other positions."""
         if self.kind != "sincos":
             return None
         if (grid, device) not in self._added:
@@ -87,7 +128,7 @@ class PositionTables:
         return self._added[grid, device]
 
     def rotation(self, grid: Grid, device: torch.device) -> Rotation | None:
-        """By what queries and keys turn; none with sin-cos positions."""
+        """By what queries and keys turn; none with other positions."""
         if self.kind != "rope":
             return None
         if (grid, device) not in self._rotations:

@@ -17,7 +17,9 @@ def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "odonata", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("config",), ("synthesize",), ("pack",), ("plan",), ("evaluate",)])
+@pytest.mark.parametrize(
+    "command", [(), ("train",), ("config",), ("synthesize",), ("pack",), ("plan",), ("evaluate",), ("import",), ("card",)]
+)
 def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None:
     done = odonata(*command, "--help")
     assert done.returncode == 0
@@ -37,6 +39,14 @@ def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None
             ("evaluate", "pose", "--encoder", "scratch", "--size", "tiny", "--data", "kind=synthetic"),
             "data.synthetic.root: required",
         ),
+        (
+            ("import", "nowhere.pth", TINY, "data.root=city", "--out", "nowhere"),
+            "nowhere.pth was to be imported and is not a file",
+        ),
+        (("import", "README.md", TINY, "--out", "nowhere"), "cannot be read as tensors and plain values alone"),
+        (("import", "README.md", "launch/runs/nothing.yaml", "--out", "nowhere"), "is not a file"),
+        (("card", "nowhere"), "there is no run"),
+        (("card", "nowhere", "--evaluation", "nothing"), "holds no evaluation.json that can be read"),
         (("pack", "nowhere"), "has no place to pack it into"),
         (("pack", "nowhere", "packed"), "is not a folder; give a nuScenes dataroot"),
         (("pack", "--verify", "nowhere"), "has no version"),

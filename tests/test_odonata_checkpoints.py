@@ -178,7 +178,9 @@ def test_an_export_takes_the_newest_checkpoint_in_each_format(run: Path, tmp_pat
         assert load_file(weights)
 
 
-@pytest.mark.parametrize("arguments", [("export", "--format", "onnx"), ("export", "--weights", "best"), ("checkpoints", "prune")])
+@pytest.mark.parametrize(
+    "arguments", [("export", "--format", "coreml"), ("export", "--weights", "best"), ("checkpoints", "prune")]
+)
 def test_what_does_not_exist_is_refused_with_what_does(run: Path, arguments: tuple[str, ...], command: Odonata) -> None:
     code, _, err = command(*arguments, run)
     assert code == 2

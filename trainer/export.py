@@ -1,28 +1,31 @@
 """The encoder of a checkpoint, in files that load without this package: `odonata export`.
 
-    safetensors   the bare encoder under our own names, as it is: video, cameras, any positions
-    timm          one file with the names of timm's VisionTransformer
-    hf            a folder that transformers' AutoModel opens
+    safetensors    the bare encoder under our own names, as it is: video, cameras, any positions; docs/export.md has its forward
+    torch-export   a program for clips of one shape, that torch alone runs
+    onnx           the same for ONNX
+    timm           one file with the names of timm's VisionTransformer
+    hf             a folder that transformers' AutoModel opens
+    croco          encoder and decoder as naver/croco reads them
 
-timm and hf know images: what they get is the encoder of one frame of one camera, the tubelet kernel summed over time and the
-sin-cos table of the first frame and camera, which gives the features that our encoder gives for a still image. Ours has no class
-token. timm can be told so; in transformers it is I-JEPA's ViT (Assran et al. 2023) that has none, so the folder is one of
-these: ViTModel has a token more, to which all others would attend.
+The first three have beside them a JSON of the same name that says all that the file does not: sizes, positions, normalisation, from which
+checkpoint. timm and hf know images: what they get is the encoder of one frame of one camera, the tubelet kernel summed over
+time and the table of positions of a still image, which gives the features that our encoder gives for one.
 
 The run's `config.yaml` says which encoder it is; its names and shapes must be those of the checkpoint. Images are normalised as
-ImageNet's are. Everything stays on the host.
+ImageNet's are. Everything stays on the host. CroCo's readers take pickles alone; ours holds tensors and plain values.
 
-Left to whom: which checkpoint it is, and whether it is whole, is said by `trainer.checkpoint.tools`; CroCo's own names are
-`models.official_croco`'s.
+Left to whom: which checkpoint it is, and whether it is whole, is said by `trainer.checkpoint.tools`; names are
+`models.layouts`' and, for the whole of CroCo, `models.official_croco`'s; graphs are `tracing`'s.
 """
 
+import io
 import json
-import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -32,28 +35,34 @@ from models.config import EncoderConfig, Grid
 from models.encoder import build_encoder
 from models.images import IMAGENET_MEAN, IMAGENET_STD
 from models.layers import NORM_EPS
-from models.positions import sincos_table
+from models.layouts.timm import write_timm
+from models.layouts.transformers import describe_transformers, write_transformers
+from models.official_croco import describe_official, export_official
+from models.positions import ROPE_BASE, rotary_parts
+from models.pretraining import build_model
 from trainer.checkpoint.manager import read_tensors
 from trainer.checkpoint.record import Record
 from trainer.checkpoint.tools import CONFIG, Place, Progress, WatchedStore, choose_checkpoint, read_run_config, tensor_bytes
+from trainer.config.run import RunConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.store.base import Store
 from trainer.store.open import open_store
+from trainer.tracing import ClipShape, write_onnx, write_torch_export
 
-Layout = Literal["safetensors", "timm", "hf"]
+Layout = Literal["safetensors", "torch-export", "onnx", "timm", "hf", "croco"]
 Weights = Literal["model", "ema"]
 
-_ENDINGS: dict[Layout, str] = {"safetensors": ".safetensors", "timm": "-timm.safetensors", "hf": "-hf"}
+_ENDINGS: dict[Layout, str] = {
+    "safetensors": ".safetensors",
+    "torch-export": ".pt2",
+    "onnx": ".onnx",
+    "timm": "-timm.safetensors",
+    "hf": "-hf",
+    "croco": "-croco.pth",
+}
+_DESCRIBED: tuple[Layout, ...] = ("safetensors", "torch-export", "onnx")
+_CROCO_ROOT = "model.objectives.croco."
 _PATCH_14 = ("huge", "giant", "gigantic")  # sizes that timm has under patch14 only; patch_size is given beside the name
-_HF_RENAMES = (
-    (r"blocks\.(\d+)\.norm1\.", r"encoder.layer.\1.layernorm_before."),
-    (r"blocks\.(\d+)\.attn\.proj\.", r"encoder.layer.\1.attention.output.dense."),
-    (r"blocks\.(\d+)\.norm2\.", r"encoder.layer.\1.layernorm_after."),
-    (r"blocks\.(\d+)\.mlp\.fc1\.", r"encoder.layer.\1.intermediate.dense."),
-    (r"blocks\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
-    (r"norm\.", "layernorm."),
-)
-_HF_QKV = re.compile(r"blocks\.(\d+)\.attn\.qkv\.(.+)")
 _NAMED = 5
 
 
@@ -65,8 +74,15 @@ class Export:
     record: Record
     weights: Weights
     layout: Layout
-    encoder: EncoderConfig
-    grid: Grid
+    config: RunConfig
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        return self.config.encoder
+
+    @property
+    def grid(self) -> Grid:
+        return self.config.token_grid
 
     @property
     def root(self) -> str:
@@ -74,9 +90,14 @@ class Export:
         return f"{self.weights}.encoder."
 
     @property
+    def roots(self) -> tuple[str, ...]:
+        """The same of all that is read."""
+        return (self.root, _CROCO_ROOT) if self.layout == "croco" else (self.root,)
+
+    @property
     def bytes(self) -> int:
         """What will be read."""
-        return sum(tensor_bytes(tensor) for name, tensor in self.record.tensors.items() if name.startswith(self.root))
+        return sum(tensor_bytes(tensor) for name, tensor in self.record.tensors.items() if name.startswith(self.roots))
 
     @property
     def default_name(self) -> str:
@@ -99,79 +120,171 @@ def plan_export(place: Place, *, layout: Layout, step: int | None = None, weight
             f"an encoder of {place.uri} was to be exported and there is no {CONFIG} in {place.store.uri}, "
             f"which says what encoder it is; put the {CONFIG} of its run there"
         )
-    planned = Export(place.store, record, taken, layout, config.encoder, config.token_grid)
+    planned = Export(place.store, record, taken, layout, config)
     _check_fits(planned)
-    if layout != "safetensors" and config.encoder.positions != "sincos":
-        raise ConfigError(
-            f"{place.uri} was to be exported as {layout} and its encoder has {config.encoder.positions} positions; "
-            f"the image ViT of {layout} adds a table to its tokens and cannot turn queries and keys: use --format safetensors"
-        )
+    for misfit in _find_misfits(planned):
+        raise ConfigError(f"{place.uri} was to be exported as {layout} and {misfit}: use --format safetensors")
     return planned
 
 
-def export_encoder(planned: Export, out: Path, progress: Progress, *, overwrite: bool = False) -> str:
+def export_encoder(
+    planned: Export,
+    out: Path,
+    progress: Progress,
+    *,
+    overwrite: bool = False,
+    frames: int | None = None,
+    cameras: int = 1,
+) -> str:
     """Write the file, or for hf the folder, `out`; the answer is the Python that loads it.
 
-    ConfigError where `out` is there and is not to be overwritten; an existing folder keeps its other files.
+    `frames` and `cameras` are those of the clips that torch-export and onnx take; frames are the run's by default. ConfigError where
+    `out` is there and is not to be overwritten, or clips make no tubelets; an existing folder keeps its other files.
     """
     out = out.absolute()
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} was to be written and is there already; give another --out, or --overwrite")
-    read = read_tensors(WatchedStore(planned.store, progress), planned.record, prefix=planned.root)
-    weights = {name.removeprefix(planned.root): tensor for name, tensor in read.items()}
-    if planned.layout == "hf":
-        folder = open_store(out)
-        folder.put("model.safetensors", save(hf_weights(weights, planned.grid), _metadata(planned)))
-        folder.put("config.json", json.dumps(hf_config(planned.encoder, planned.grid), indent=2).encode() + b"\n")
-    else:
-        laid_out = timm_weights(weights, planned.grid) if planned.layout == "timm" else weights
-        open_store(out.parent).put(out.name, save(laid_out, _metadata(planned)))
+    described = out.with_suffix(".json") if planned.layout in _DESCRIBED else out
+    for path in (out, described):
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path} was to be written and is there already; give another --out, or --overwrite")
+    clip = _choose_clip(planned, frames, cameras)
+    source = WatchedStore(planned.store, progress)
+    tensors = {
+        name: tensor for root in planned.roots for name, tensor in read_tensors(source, planned.record, prefix=root).items()
+    }
+    contents = _WRITERS[planned.layout](_Material(planned, tensors, clip, out.name))
+    if planned.layout in _DESCRIBED:
+        traced = None if planned.layout == "safetensors" else clip
+        contents[described.name] = json.dumps(describe_export(planned, traced), indent=2).encode() + b"\n"
+    folder = open_store(out.parent)
+    for name, content in contents.items():
+        folder.put(name, content)
     return _how_to_load(planned, out)
 
 
-def timm_weights(encoder: Mapping[str, Tensor], grid: Grid) -> dict[str, Tensor]:
-    """Weights of a bare sin-cos encoder of clips with `grid` as timm names those of a ViT without class token."""
+def describe_export(planned: Export, clip: ClipShape | None = None) -> dict[str, Any]:
+    """What a reader must know that the file of weights or the program does not say, as plain data."""
+    encoder, grid, shape = planned.encoder, planned.grid, planned.encoder.shape
+    has_time = encoder.knows_time(grid)
+    described = {
+        "odonata_version": version("odonata"),
+        "run": planned.store.uri.rstrip("/").rpartition("/")[2],
+        "step": planned.record.step,
+        "weights": planned.weights,
+        "encoder": encoder.model_dump(mode="json"),
+        "grid": grid._asdict(),
+        **shape._asdict(),
+        "norm_eps": NORM_EPS,
+        "has_time": has_time,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        "input": "images: float32 (batch, frames, cameras, 3, height, width), RGB in [0, 1] less image_mean, divided by image_std",
+        "output": "tokens: float32 (batch, frames / tubelet_frames x cameras x rows x columns, width), in this order",
+    }
+    if encoder.positions == "rope":
+        parts = rotary_parts(shape.width // shape.heads, has_time=has_time)
+        described |= {"rotary_base": ROPE_BASE, "rotary_parts": parts}
+    return described | ({"clip": clip} if clip else {})
+
+
+def _choose_clip(planned: Export, frames: int | None, cameras: int) -> ClipShape:
+    encoder, grid = planned.encoder, planned.grid
+    T = frames or planned.config.data.clip.frames
+    if T > 1 and T % encoder.tubelet_frames:
+        raise ConfigError(
+            f"an encoder of clips of {T} frames was asked for and a token spans {encoder.tubelet_frames}; "
+            f"give --frames a multiple of it, or 1 for images"
+        )
+    return T, cameras, 3, grid.h * encoder.patch_px, grid.w * encoder.patch_px
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a file is written from."""
+
+    planned: Export
+    tensors: Mapping[str, Tensor]
+    """By their names in the checkpoint."""
+    clip: ClipShape
+    name: str
+    """Of the file or folder."""
+
+    @property
+    def encoder(self) -> dict[str, Tensor]:
+        """The weights of the bare encoder."""
+        root = self.planned.root
+        return {name.removeprefix(root): tensor for name, tensor in self.tensors.items() if name.startswith(root)}
+
+
+def _write_bare(material: _Material) -> dict[str, bytes]:
+    return {material.name: save(material.encoder, _metadata(material.planned))}
+
+
+def _write_timm(material: _Material) -> dict[str, bytes]:
+    planned = material.planned
+    return {material.name: save(write_timm(material.encoder, planned.grid), _metadata(planned))}
+
+
+def _write_hf(material: _Material) -> dict[str, bytes]:
+    planned = material.planned
+    config = json.dumps(describe_transformers(planned.encoder, planned.grid), indent=2)
     return {
-        "pos_embed": _image_positions(encoder, grid),
-        "patch_embed.proj.weight": _still_kernel(encoder),
-        "patch_embed.proj.bias": encoder["embed.bias"],
-        **{name: tensor for name, tensor in encoder.items() if not name.startswith("embed.")},
+        f"{material.name}/model.safetensors": save(write_transformers(material.encoder, planned.grid), _metadata(planned)),
+        f"{material.name}/config.json": config.encode() + b"\n",
     }
 
 
-def hf_weights(encoder: Mapping[str, Tensor], grid: Grid) -> dict[str, Tensor]:
-    """Weights of a bare sin-cos encoder of clips with `grid` as transformers stores those of its ViTs, without class token."""
-    weights = {
-        "embeddings.position_embeddings": _image_positions(encoder, grid),
-        "embeddings.patch_embeddings.projection.weight": _still_kernel(encoder),
-        "embeddings.patch_embeddings.projection.bias": encoder["embed.bias"],
-    }
-    for name, tensor in encoder.items():
-        if fused := _HF_QKV.fullmatch(name):
-            parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-            weights |= {f"encoder.layer.{fused[1]}.attention.attention.{part}.{fused[2]}": piece for part, piece in parts}
-        elif not name.startswith("embed."):
-            weights[_hf_name(name)] = tensor
-    return weights
+def _write_croco(material: _Material) -> dict[str, bytes]:
+    planned, content = material.planned, io.BytesIO()
+    model = build_model(planned.encoder, [one for one in planned.config.objectives if one.kind == "croco"], planned.grid)
+    decoder = {name.removeprefix("model."): tensor for name, tensor in material.tensors.items() if name.startswith(_CROCO_ROOT)}
+    model.load_state_dict({f"encoder.{name}": tensor for name, tensor in material.encoder.items()} | decoder)
+    torch.save({"model": export_official(model, planned.grid), "croco_kwargs": describe_official(model, planned.grid)}, content)
+    return {material.name: content.getvalue()}
 
 
-def hf_config(encoder: EncoderConfig, grid: Grid) -> dict[str, object]:
-    """config.json of the ViT without class token that `hf_weights` belong to."""
-    shape, patch = encoder.shape, encoder.patch_px
-    return {
-        "architectures": ["IJepaModel"],
-        "model_type": "ijepa",
-        "hidden_size": shape.width,
-        "num_hidden_layers": shape.depth,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": shape.hidden,
-        "hidden_act": "gelu",
-        "layer_norm_eps": NORM_EPS,
-        "image_size": [grid.h * patch, grid.w * patch],
-        "patch_size": patch,
-        "num_channels": 3,
-        "qkv_bias": True,
-    }
+def _write_graph(material: _Material) -> dict[str, bytes]:
+    """The program, and for ONNX of a large encoder the file that it names for its weights."""
+    encoder = build_encoder(material.planned.encoder, material.planned.grid)
+    encoder.load_state_dict(material.encoder)
+    write = write_onnx if material.planned.layout == "onnx" else write_torch_export
+    with tempfile.TemporaryDirectory() as folder:
+        write(encoder, material.clip, Path(folder) / material.name)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+_WRITERS: dict[Layout, Callable[[_Material], dict[str, bytes]]] = {
+    "safetensors": _write_bare,
+    "torch-export": _write_graph,
+    "onnx": _write_graph,
+    "timm": _write_timm,
+    "hf": _write_hf,
+    "croco": _write_croco,
+}
+
+
+def _find_misfits(planned: Export) -> Iterator[str]:
+    """Sentences on what `layout` cannot hold of the encoder."""
+    encoder, layout = planned.encoder, planned.layout
+    if layout in ("timm", "hf") and encoder.positions == "rope":
+        yield (
+            f"its encoder has rope positions; the image ViT of {layout} adds a table to its tokens and cannot turn queries and keys"
+        )
+    if layout == "hf" and encoder.registers > 1:
+        yield f"its encoder has {encoder.registers} registers, of which the ViT of transformers knows one, its class token"
+    if layout == "croco":
+        yield from _why_no_croco(planned)
+
+
+def _why_no_croco(planned: Export) -> Iterator[str]:
+    encoder = planned.encoder
+    if "croco" not in [objective.kind for objective in planned.config.objectives]:
+        yield "its run has no CroCo, so no decoder"
+    if encoder.tubelet_frames > 1 or encoder.knows_time(planned.grid):
+        yield "its encoder is one of video, CroCo's is of images"
+    if encoder.registers or encoder.positions == "learned":
+        yield "its encoder has registers or learned positions, CroCo's has neither"
+    if encoder.shape.hidden != 4 * encoder.shape.width:
+        yield f"the MLP of size {encoder.size} is not four times as wide as its tokens, as CroCo's constructor has it"
 
 
 def _choose_weights(place: Place, record: Record, asked: Weights | None) -> Weights:
@@ -204,22 +317,6 @@ def _check_fits(planned: Export) -> None:
         )
 
 
-def _still_kernel(encoder: Mapping[str, Tensor]) -> Tensor:
-    """The tubelet kernel of a frame that stands still (models.encoder)."""
-    return encoder["embed.weight"].sum(dim=2)
-
-
-def _image_positions(encoder: Mapping[str, Tensor], grid: Grid) -> Tensor:
-    return sincos_table(Grid(1, 1, grid.h, grid.w), len(encoder["embed.bias"]), torch.device("cpu"))[None]
-
-
-def _hf_name(name: str) -> str:
-    for ours, theirs in _HF_RENAMES:
-        if re.match(ours, name):
-            return re.sub(f"^{ours}", theirs, name)
-    raise AssertionError(f"{name} has no place in a ViT")
-
-
 def _metadata(planned: Export) -> dict[str, str]:
     return {
         "format": "pt",  # transformers refuses a file that does not say so
@@ -235,15 +332,28 @@ def _metadata(planned: Export) -> dict[str, str]:
 
 
 def _how_to_load(planned: Export, out: Path) -> str:
-    if planned.layout == "hf":
-        return f"transformers.AutoModel.from_pretrained({str(out)!r})"
-    load = f"safetensors.torch.load_file({str(out)!r})"
-    if planned.layout == "safetensors":
-        return load
-    encoder, grid = planned.encoder, planned.grid
+    file, load = repr(str(out)), f"safetensors.torch.load_file({str(out)!r})"
+    match planned.layout:
+        case "hf":
+            return f"transformers.AutoModel.from_pretrained({file})"
+        case "croco":
+            return f"croco.CroCoNet(**torch.load({file})['croco_kwargs']) and its ['model']"
+        case "torch-export":
+            return f"torch.export.load({file}).module()"
+        case "onnx":
+            return f"onnxruntime.InferenceSession({file})"
+        case "safetensors":
+            return load
+        case "timm":
+            return _how_to_load_timm(planned.encoder, planned.grid, load)
+
+
+def _how_to_load_timm(encoder: EncoderConfig, grid: Grid, load: str) -> str:
     name = f"vit_{encoder.size}_patch{14 if encoder.size in _PATCH_14 else 16}_224"
     image = (grid.h * encoder.patch_px, grid.w * encoder.patch_px)
+    registers = f", reg_tokens={encoder.registers - 1}" if encoder.registers > 1 else ""
+    tokens = f"class_token=True{registers}, no_embed_class=True" if encoder.registers else "class_token=False"
     return (
-        f"model = timm.create_model({name!r}, pretrained=False, num_classes=0, class_token=False, global_pool='', "
+        f"model = timm.create_model({name!r}, pretrained=False, num_classes=0, {tokens}, global_pool='', "
         f"img_size={image}, patch_size={encoder.patch_px}); model.load_state_dict({load})"
     )

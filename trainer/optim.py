@@ -1,8 +1,9 @@
 """AdamW as masked pre-training uses it: parameter groups, the learning rate of a step, and the moving average.
 
-No decay on vectors and biases, decay on the rest (the mask token included, as CroCo has it); layer-wise decay of the
-learning rate (Clark et al. 2020, BEiT): block i of L learns at layer_decay ** (L - i) of it, the patch embedding
-below all of them. The rate of a step is a pure function of the step: linear from zero, then half a cosine (Loshchilov and Hutter 2017).
+No decay on vectors, biases, learned positions and registers, decay on the rest (the mask token included, as CroCo has it); layer-wise
+decay of the learning rate (Clark et al. 2020, BEiT): block i of L learns at layer_decay ** (L - i) of it, the patch embedding,
+learned positions and registers below all of them. The rate of a step is a pure function of the step: linear from zero, then half a
+cosine (Loshchilov and Hutter 2017).
 """
 
 import math
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from trainer.config.training import OptimConfig
 
+_BELOW_THE_BLOCKS = re.compile(r"encoder\.(embed|table|registers)\b")
 _ENCODER_BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 
 
@@ -68,11 +70,11 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def _has_no_decay(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim <= 1 or name.endswith(".bias")
+    return parameter.ndim <= 1 or name.endswith((".bias", "encoder.table.weight", "encoder.registers"))
 
 
 def _rate_share(name: str, depth: int, layer_decay: float) -> float:
     block = _ENCODER_BLOCK.search(name)
     if block:
         return layer_decay ** (depth - int(block[1]))
-    return layer_decay ** (depth + 1) if "encoder.embed" in name else 1.0
+    return layer_decay ** (depth + 1) if _BELOW_THE_BLOCKS.search(name) else 1.0

@@ -56,7 +56,7 @@ def build_pair_decoder(size: str, encoder: VideoEncoder) -> CrossViewDecoder:
         shape,
         encoder_width=encoder.shape.width,
         values=shape.width,
-        positions=encoder.positions,
+        positions=encoder.fixed_positions,
         has_time=encoder.has_time,
         attention=encoder.attention,
     )

@@ -95,7 +95,7 @@ def build_mae(config: MaeConfig, encoder_config: EncoderConfig, encoder: VideoEn
         DECODER_SHAPES[config.decoder],
         encoder_width=encoder.shape.width,
         values=encoder_config.tubelet_frames * encoder_config.patch_px**2 * 3,
-        positions=encoder.positions,
+        positions=encoder.fixed_positions,
         has_time=encoder.has_time,
         attention=encoder.attention,
     )

@@ -20,8 +20,8 @@ SEGMENTS = {
     "a masked view and whole ones": Segments.within([2, 2, 7, 7]),
     "all lengths differ": Segments.within([1, 6, 3]),
     "lengths that come back": Segments.within([2, 5, 2, 5]),
-    "across": Segments((4, 4), (6, 6)),
-    "across, all lengths differ": Segments((3, 1, 4), (2, 5, 4)),
+    "across": Segments.of([(2, 4, 6)]),
+    "across, all lengths differ": Segments.of([(1, 3, 2), (1, 1, 5), (1, 4, 4)]),
 }
 lengths = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
@@ -66,6 +66,11 @@ def test_sdpa_gives_the_definition_for_any_lengths(lengths: list[int]) -> None:
     segments = Segments.within(lengths)
     q, k, v = random_qkv(segments, dtype=torch.float64)
     torch.testing.assert_close(attend(q, k, v, segments, "sdpa"), reference_attention(q, k, v, segments))
+
+
+def test_neighbouring_runs_of_equal_lengths_are_one() -> None:
+    assert Segments.of([(2, 3, 3), (1, 3, 3), (1, 3, 4)]) == Segments(((3, 3, 3), (1, 3, 4)))
+    assert Segments.of([(2, 3, 3), (1, 3, 3), (1, 3, 4)]).keys == (3, 3, 3, 4)
 
 
 def test_a_segment_does_not_see_the_others() -> None:

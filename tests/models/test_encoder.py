@@ -7,6 +7,7 @@ from torch import nn
 
 from models.config import DECODER_SHAPES, ENCODER_SHAPES, CrocoConfig, EncoderConfig, Grid, TransformerShape
 from models.encoder import ClipGroup, TubeletEmbed, VideoEncoder, build_encoder
+from models.positions import LearnedTable
 from models.pretraining import build_model
 from tests.models.samples import PATCH_PX, SMALL, random_images
 
@@ -15,15 +16,16 @@ GRID = Grid(2, 1, 2, 3)
 
 
 def small_encoder(
-    *, tubelet_frames: int = 2, positions: str = "rope", has_time: bool = True, drop_path: float = 0.0
+    *, tubelet_frames: int = 2, positions: str = "rope", has_time: bool = True, drop_path: float = 0.0, registers: int = 0
 ) -> VideoEncoder:
     torch.manual_seed(0)
     return VideoEncoder(
         SMALL,
         patch_px=PATCH_PX,
         tubelet_frames=tubelet_frames,
-        positions=positions,
+        positions=LearnedTable(GRID, SMALL.width) if positions == "learned" else positions,
         has_time=has_time,
+        registers=registers,
         drop_path=drop_path,
     )
 
@@ -123,9 +125,10 @@ def test_a_still_frame_is_the_clip_that_repeats_it(positions: str) -> None:
     torch.testing.assert_close(still, repeated, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("positions", ["rope", "sincos"])
-def test_hidden_pixels_change_nothing(positions: str) -> None:
-    encoder, images = small_encoder(positions=positions), random_images(GRID, batch=2, tubelet_frames=2)
+@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("positions", ["rope", "sincos", "learned"])
+def test_hidden_pixels_change_nothing(positions: str, registers: int) -> None:
+    encoder, images = small_encoder(positions=positions, registers=registers), random_images(GRID, batch=2, tubelet_frames=2)
     (before,) = encoder([ClipGroup(images, VISIBLE)])
     noisy = images.clone()
     noisy[:, 2:, 0, :, :PATCH_PX, :PATCH_PX] += 1.0  # token 6, (t, y, x) = (1, 0, 0)
@@ -137,16 +140,18 @@ def test_hidden_pixels_change_nothing(positions: str) -> None:
     assert torch.equal(before[1], after[1])
 
 
-@pytest.mark.parametrize("positions", ["rope", "sincos"])
-def test_showing_every_token_is_showing_the_clip(positions: str) -> None:
-    encoder, images = small_encoder(positions=positions), random_images(GRID, batch=2, tubelet_frames=2)
+@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("positions", ["rope", "sincos", "learned"])
+def test_showing_every_token_is_showing_the_clip(positions: str, registers: int) -> None:
+    encoder, images = small_encoder(positions=positions, registers=registers), random_images(GRID, batch=2, tubelet_frames=2)
     listed, whole = encoder([ClipGroup(images, torch.arange(12).repeat(2, 1)), ClipGroup(images)])
     torch.testing.assert_close(listed, whole, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("positions", ["rope", "sincos"])
-def test_groups_in_one_pack_are_as_each_on_its_own(positions: str) -> None:
-    encoder = small_encoder(positions=positions)
+@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("positions", ["rope", "sincos", "learned"])
+def test_groups_in_one_pack_are_as_each_on_its_own(positions: str, registers: int) -> None:
+    encoder = small_encoder(positions=positions, registers=registers)
     groups = [
         ClipGroup(random_images(GRID, batch=2, tubelet_frames=2), VISIBLE),
         ClipGroup(random_images(Grid(2, 3, 1, 2), batch=1, tubelet_frames=2, seed=1)),
@@ -165,6 +170,47 @@ def test_all_groups_go_through_a_block_in_one_call() -> None:
     images = random_images(GRID, batch=2, tubelet_frames=2)
     encoder([ClipGroup(images, VISIBLE), ClipGroup(images)])
     assert lengths == [2 * 3 + 2 * 12] * SMALL.depth
+
+
+@pytest.mark.parametrize("positions", ["rope", "sincos", "learned"])
+def test_all_tokens_see_the_registers_which_nobody_gets(positions: str) -> None:
+    encoder, images = small_encoder(positions=positions, registers=2), random_images(GRID, batch=2, tubelet_frames=2)
+    lengths: list[int] = []
+    hook = encoder.blocks[0].register_forward_hook(lambda module, inputs, output: lengths.append(len(output)))
+    (before,) = encoder([ClipGroup(images)])
+    hook.remove()
+    assert lengths == [2 * (2 + 12)] and before.shape == (2, 12, SMALL.width)
+    with torch.no_grad():
+        encoder.registers.mul_(10)
+    (after,) = encoder([ClipGroup(images)])
+    assert ((before - after).abs().amax(dim=-1) > 1e-5).all()
+
+
+def test_registers_do_not_turn() -> None:
+    """So their order changes nothing."""
+    images = random_images(GRID, batch=1, tubelet_frames=2)
+    one, two = small_encoder(registers=2), small_encoder(registers=2)
+    with torch.no_grad():
+        two.registers.copy_(one.registers.flip(0))
+    torch.testing.assert_close(one([ClipGroup(images)])[0], two([ClipGroup(images)])[0], atol=1e-6, rtol=1e-6)
+
+
+def test_a_learned_table_is_of_the_clips_of_the_run_or_of_those_that_the_config_says() -> None:
+    video, image = Grid(2, 3, 4, 5), Grid(1, 1, 2, 2)
+    config = EncoderConfig(size="tiny", positions="learned")
+    with torch.device("meta"):
+        assert build_encoder(config, video).table.weight.shape == (2, 4, 5, 192)
+        pinned = config.as_trained_on(video)
+        assert build_encoder(pinned, image).table.weight.shape == (2, 4, 5, 192)
+        assert build_encoder(pinned, image).has_time
+    assert config.model_copy(update={"positions": "rope"}).as_trained_on(video).learned_grid is None
+
+
+def test_decoders_of_an_encoder_with_learned_positions_have_fixed_ones() -> None:
+    with torch.device("meta"):
+        model = build_model(EncoderConfig(size="tiny", positions="learned"), [CrocoConfig(decoder="tiny")], Grid(1, 1, 4, 4))
+    assert model.encoder.positions == "learned"
+    assert model.objectives["croco"].decoder.positions == "sincos"
 
 
 def test_frames_of_a_clip_see_each_other() -> None:

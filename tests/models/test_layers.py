@@ -80,7 +80,7 @@ def test_the_memory_may_have_another_grid() -> None:
     head_width, cpu = SMALL.width // SMALL.heads, torch.device("cpu")
     own = rotary_table(GRID, head_width, cpu, has_time=False).of(None, 2)
     other = rotary_table(Grid(1, 1, 2, 2), head_width, cpu, has_time=False).of(None, 2)
-    across = Pack(Segments((6, 6), (4, 4)), "sdpa", own, other)
+    across = Pack(Segments.of([(2, 6, 4)]), "sdpa", own, other)
     assert block(x, memory, Pack(SEGMENTS, "sdpa", own), across).shape == x.shape
 
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from models.config import DECODER_SHAPES, ENCODER_SHAPES, Grid
 from models.positions import (
     ROPE_BASE,
+    LearnedTable,
     PositionTables,
     Rotation,
     coordinates,
+    resample_table,
     rotary_parts,
     rotary_table,
     rotate,
@@ -144,3 +146,25 @@ def test_a_module_makes_its_tables_once_and_of_one_kind() -> None:
         mine = tables.rotation if kind == "rope" else tables.added
         assert mine(grid, CPU) is mine(grid, CPU)
         assert getattr(tables, other)(grid, CPU) is None
+
+
+def test_a_learned_table_of_the_clips_own_grid_is_taken_as_it_is_by_every_camera() -> None:
+    table = LearnedTable(Grid(2, 1, 3, 4), 8)
+    added = table(Grid(2, 2, 3, 4)).view(2, 2, 3, 4, 8)
+    assert torch.equal(added[:, 0], table.weight)
+    assert torch.equal(added[:, 1], table.weight)
+
+
+def test_resampling_keeps_what_does_not_vary_and_follows_what_varies_linearly_in_time() -> None:
+    flat = torch.full((2, 3, 4, 1), 5.0)
+    torch.testing.assert_close(resample_table(flat, Grid(3, 1, 7, 5)), torch.full((3, 7, 5, 1), 5.0))
+    times = torch.arange(4.0)[:, None, None, None].expand(4, 2, 2, 1)
+    # Half as many places lie half-way between the old ones: means of neighbours.
+    torch.testing.assert_close(resample_table(times, Grid(2, 1, 2, 2))[:, 0, 0, 0], torch.tensor([0.5, 2.5]))
+
+
+def test_resampling_to_more_places_and_back_gives_nearly_the_table_again() -> None:
+    y, x = torch.meshgrid(torch.linspace(0, 3, 14), torch.linspace(0, 2, 14), indexing="ij")
+    smooth = torch.stack([y.sin(), x.cos()], dim=-1)[None]
+    again = resample_table(resample_table(smooth, Grid(1, 1, 28, 35)), Grid(1, 1, 14, 14))
+    assert (again - smooth).abs().max() < 0.03

@@ -1,28 +1,37 @@
 """Exported encoders give the features of ours, in the layouts that others read; what fits no layout is refused."""
 
 import json
+import re
 import shutil
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
 import yaml
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import models.config
+import trainer.export
 from models.config import EncoderConfig, Grid
 from models.encoder import ClipGroup, VideoEncoder, build_encoder
+from models.official_croco import load_official
+from models.pretraining import build_model
+from tests.models.layouts.vits import SHAPE, timm_features
 from tests.runs import SMALL_RUN
 from tests.trainer.checkpoint.toy import save_now
 from trainer.checkpoint.boxes import boxes_of
 from trainer.checkpoint.logical import model_state
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.record import Record
-from trainer.checkpoint.tools import Place, open_place
+from trainer.checkpoint.tools import Place, open_place, read_run_config
 from trainer.config.load import dump_run_config, parse_run_config
 from trainer.config.run import RunConfig
 from trainer.config.training import CheckpointConfig
@@ -31,8 +40,7 @@ from trainer.export import Layout, export_encoder, plan_export
 from trainer.store.base import Store
 from trainer.store.open import open_store
 
-HEADS = 3
-PATCH_PX = 8
+ROOT = Path(__file__).parents[2]
 
 
 class Run(NamedTuple):
@@ -47,14 +55,35 @@ class Run(NamedTuple):
         return open_place(str(self.folder))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tiny_is_tinier() -> Iterator[None]:
+    """Three narrow blocks: graphs of published sizes take half a minute to trace."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.config.ENCODER_SHAPES, "tiny", SHAPE)
+        yield
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Sizes of a batch that is any are symbols while a graph is traced, which beartype does not take for numbers."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A tiny video encoder with sin-cos positions on clips of 32 x 48 pixels, saved at step 7."""
-    store = open_store(tmp_path_factory.mktemp("runs") / "video")
+    return make_run(tmp_path_factory.mktemp("runs") / "video", positions="sincos")
+
+
+def make_run(folder: Path, *, frames: int = 4, **encoder_settings: Any) -> Run:
+    """A run of clips of 32 x 48 pixels, and these settings of its encoder."""
     content = yaml.safe_load(SMALL_RUN)
-    content["data"]["clip"]["width_px"] = 48
-    content["encoder"]["positions"] = "sincos"
+    content["data"]["clip"] |= {"width_px": 48, "frames": frames}
+    content["encoder"] |= encoder_settings
     config = parse_run_config(content, origin="the test")
+    store = open_store(folder)
     store.put("config.yaml", dump_run_config(config).encode())
     encoder, average = (build_random_encoder(config, seed) for seed in (0, 1))
     save(store, 7, encoder, average)
@@ -99,29 +128,9 @@ def features_of(encoder: VideoEncoder, images: Tensor) -> Tensor:
     return tokens
 
 
-def timm_features(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """timm's VisionTransformer without class token and pooling, written down from Dosovitskiy et al. 2021."""
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
-
-    def norm(name: str, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-6)
-
-    patches = F.conv2d(images, weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], stride=PATCH_PX)
-    x = patches.flatten(2).transpose(1, 2) + weights["pos_embed"]
-    for block in (f"blocks.{place}" for place in range(12)):
-        B, N, C = x.shape
-        q, k, v = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x)).reshape(B, N, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-        attended = (q @ k.transpose(-2, -1) / (C // HEADS) ** 0.5).softmax(-1) @ v
-        x = x + linear(f"{block}.attn.proj", attended.transpose(1, 2).reshape(B, N, C))
-        x = x + linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x))))
-    return norm("norm", x)
-
-
 def hf_features(weights: Mapping[str, Tensor], config: Mapping[str, Any], images: Tensor) -> Tensor:
-    """The ViT of transformers that has no class token, from its config and the names under which it is stored."""
-    assert (config["model_type"], config["hidden_act"], config["qkv_bias"]) == ("ijepa", "gelu", True)
+    """Tokens of patches of transformers' ViT, or I-JEPA's without class token, from its config and the names it is stored under."""
+    assert (config["model_type"], config["hidden_act"], config["qkv_bias"]) in (("ijepa", "gelu", True), ("vit", "gelu", True))
     assert config["image_size"] == list(images.shape[-2:])
     heads, width = config["num_attention_heads"], config["hidden_size"]
 
@@ -136,7 +145,8 @@ def hf_features(weights: Mapping[str, Tensor], config: Mapping[str, Any], images
 
     embed = "embeddings.patch_embeddings.projection"
     patches = F.conv2d(images, weights[f"{embed}.weight"], weights[f"{embed}.bias"], stride=config["patch_size"])
-    x = patches.flatten(2).mT + weights["embeddings.position_embeddings"]
+    tokens = [weights["embeddings.cls_token"].expand(len(images), -1, -1)] if config["model_type"] == "vit" else []
+    x = torch.cat([*tokens, patches.flatten(2).mT], dim=1) + weights["embeddings.position_embeddings"]
     for layer in (f"encoder.layer.{place}" for place in range(config["num_hidden_layers"])):
         before = norm(f"{layer}.layernorm_before", x)
         q, k, v = (split(linear(f"{layer}.attention.attention.{part}", before)) for part in ("query", "key", "value"))
@@ -144,7 +154,7 @@ def hf_features(weights: Mapping[str, Tensor], config: Mapping[str, Any], images
         x = x + linear(f"{layer}.attention.output.dense", attended)
         hidden = linear(f"{layer}.intermediate.dense", norm(f"{layer}.layernorm_after", x))
         x = x + linear(f"{layer}.output.dense", F.gelu(hidden))
-    return norm("layernorm", x)
+    return norm("layernorm", x)[:, len(tokens) :]
 
 
 def test_the_bare_encoder_can_be_built_again_from_what_its_file_says(run: Run, tmp_path: Path) -> None:
@@ -159,6 +169,142 @@ def test_the_bare_encoder_can_be_built_again_from_what_its_file_says(run: Run, t
     clips = torch.randn(2, 4, 1, 3, 32, 48)
     with torch.no_grad():
         assert torch.equal(built([ClipGroup(clips)])[0], run.average([ClipGroup(clips)])[0])
+
+
+def run_alone(code: str, folder: Path) -> None:
+    """Run `code` in `folder`, in a process that cannot import this package."""
+    alone = (
+        "import importlib.util, sys\n"
+        'sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]\n'
+        f"sys.path[:] = [path for path in sys.path if path != {str(ROOT)!r}]\n"
+        'assert not any(importlib.util.find_spec(name) for name in ("models", "trainer", "odonata"))\n'
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", alone + code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+READ_ALONE = """
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+clips = load_file("clips.safetensors")["clips"]
+found = {"safetensors": encode(*read("encoder.safetensors"), clips)}
+found["torch-export"] = torch.export.load("encoder.pt2").module()(clips)
+if Path("encoder.onnx").exists():
+    import onnxruntime
+
+    (tokens,) = onnxruntime.InferenceSession("encoder.onnx").run(None, {"images": clips.numpy()})
+    found["onnx"] = torch.from_numpy(tokens)
+save_file({name: tokens.detach().contiguous() for name, tokens in found.items()}, "found.safetensors")
+"""
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+@pytest.mark.parametrize(
+    ("settings", "frames", "cameras", "programs"),
+    [
+        ({"positions": "rope", "registers": 2}, None, 1, {"torch-export": "encoder.pt2", "onnx": "encoder.onnx"}),
+        ({"positions": "learned"}, None, 2, {"torch-export": "encoder.pt2"}),
+        ({"positions": "sincos"}, 1, 2, {"torch-export": "encoder.pt2"}),
+    ],
+    ids=["rotary with registers", "learned, two cameras", "sin-cos, an image"],
+)
+def test_weights_and_programs_give_our_features_in_a_process_without_this_package(
+    settings: dict[str, Any], frames: int | None, cameras: int, programs: dict[Layout, str], tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "video", **settings)
+    export(run.place, tmp_path / "encoder.safetensors")
+    for layout, name in programs.items():
+        planned = plan_export(run.place, layout=layout)
+        export_encoder(planned, tmp_path / name, ignore, overwrite=True, frames=frames, cameras=cameras)
+    clips = torch.randn(3, frames or 4, cameras, 3, 32, 48)  # the batch is not the one that was traced
+    save_file({"clips": clips}, tmp_path / "clips.safetensors")
+    (forward,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    run_alone(forward + READ_ALONE, tmp_path)
+    with torch.no_grad():
+        (expected,) = run.average([ClipGroup(clips)])
+    found = load_file(tmp_path / "found.safetensors")
+    assert found.keys() == {"safetensors", *programs}
+    for tokens in found.values():
+        torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_a_program_says_what_clips_it_takes(run: Run, tmp_path: Path) -> None:
+    planned = plan_export(run.place, layout="torch-export")
+    export_encoder(planned, tmp_path / "clips.pt2", ignore, cameras=3)
+    about = json.loads((tmp_path / "clips.json").read_text())
+    assert (about["clip"], about["depth"], about["step"]) == ([4, 3, 3, 32, 48], SHAPE.depth, 7)
+    with pytest.raises(ConfigError, match=r"of 3 frames was asked for and a token spans 2; give --frames a multiple"):
+        export_encoder(planned, tmp_path / "odd.pt2", ignore, frames=3)
+    assert not (tmp_path / "odd.pt2").exists()
+
+
+def test_without_onnxs_packages_an_onnx_file_is_refused_with_the_extra_that_brings_them(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match="install this package with its extra onnx"):
+        export(run.place, tmp_path / "encoder.onnx", "onnx")
+    assert not (tmp_path / "encoder.onnx").exists()
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rope"])
+def test_an_export_to_croco_is_the_whole_model_under_official_names(positions: str, tmp_path: Path) -> None:
+    settings = {"positions": positions, "tubelet_frames": 1}
+    run = make_run(tmp_path / "images", frames=1, **settings)
+    config = read_run_config(run.place.store)
+    assert config is not None
+    torch.manual_seed(2)
+    model = build_model(config.encoder, config.objectives, config.token_grid)
+    save_now(CheckpointManager(run.place.store, CheckpointConfig()), 9, model_state(model))
+    out = tmp_path / "croco.pth"
+    load = export(run.place, out, "croco")
+    assert load == f"croco.CroCoNet(**torch.load({str(out)!r})['croco_kwargs']) and its ['model']"
+    again = load_official(out).state_dict()
+    assert again.keys() == model.state_dict().keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+    kwargs = torch.load(out, weights_only=True)["croco_kwargs"]
+    assert kwargs["img_size"] == (32, 48) and kwargs["enc_num_heads"] == SHAPE.heads
+    assert kwargs["pos_embed"] == {"sincos": "cosine", "rope": "RoPE100"}[positions]
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings", "sentence"),
+    [
+        ("croco", {"tubelet_frames": 2}, "is one of video, CroCo's is of images"),
+        (
+            "croco",
+            {"tubelet_frames": 1, "has_time": False, "registers": 1},
+            "registers or learned positions, CroCo's has neither",
+        ),
+        ("croco", {"tubelet_frames": 1, "has_time": False, "size": "giant"}, "not four times as wide"),
+        ("hf", {"positions": "learned", "registers": 2}, "has 2 registers, of which the ViT of transformers knows one"),
+        ("timm", {"positions": "rope"}, "cannot turn queries and keys"),
+    ],
+)
+def test_what_a_layout_cannot_hold_is_refused(
+    layout: Layout, settings: dict[str, Any], sentence: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = read_run_config(run.place.store)
+    assert config is not None
+    encoder = EncoderConfig.model_validate({"size": "tiny", "patch_px": 8} | settings)
+    monkeypatch.setattr(trainer.export, "read_run_config", lambda store: config.model_copy(update={"encoder": encoder}))
+    monkeypatch.setattr(trainer.export, "_check_fits", lambda planned: None)
+    with pytest.raises(ConfigError, match=f"as {layout} and .*{sentence}.*: use --format safetensors"):
+        plan_export(run.place, layout=layout)
+
+
+def test_registers_and_learned_positions_go_out_to_timm_and_transformers(tmp_path: Path) -> None:
+    run, images = make_run(tmp_path / "learned", positions="learned", registers=1), torch.randn(2, 3, 32, 48)
+    assert "class_token=True, no_embed_class=True" in export(run.place, tmp_path / "vit.safetensors", "timm")
+    expected = features_of(run.average, images)
+    torch.testing.assert_close(timm_features(load_file(tmp_path / "vit.safetensors"), images), expected, atol=1e-5, rtol=1e-5)
+    export(run.place, tmp_path / "vit", "hf")
+    weights = load_file(tmp_path / "vit" / "model.safetensors")
+    found = hf_features(weights, json.loads((tmp_path / "vit" / "config.json").read_text()), images)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_export_to_timm_gives_our_features_of_still_images(run: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ DEPTH = 3
 
 
 class Named(nn.Module):
-    """Parameters with the names that decide: an embedding, blocks, a norm, a mask token."""
+    """Parameters with the names that decide: an embedding, positions, registers, blocks, a norm, a mask token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,6 +22,8 @@ class Named(nn.Module):
         self.encoder.embed = nn.Linear(4, 4)
         self.encoder.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(DEPTH))
         self.encoder.norm = nn.LayerNorm(4)
+        self.encoder.table = nn.Embedding(3, 4)
+        self.encoder.registers = nn.Parameter(torch.zeros(2, 4))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, 4))
 
 
@@ -36,6 +38,8 @@ def test_norms_and_biases_have_no_decay_and_the_mask_token_has() -> None:
     assert group_of(optimizer, model.encoder.embed.bias)["weight_decay"] == 0
     assert group_of(optimizer, model.encoder.embed.weight)["weight_decay"] == 0.05
     assert group_of(optimizer, model.mask_token)["weight_decay"] == 0.05
+    assert group_of(optimizer, model.encoder.table.weight)["weight_decay"] == 0
+    assert group_of(optimizer, model.encoder.registers)["weight_decay"] == 0
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:
@@ -51,7 +55,8 @@ def test_layer_decay_halves_the_rate_of_each_block_below_the_heads() -> None:
     set_learning_rate(optimizer, 1.0)
     rates = [group_of(optimizer, block.weight)["lr"] for block in model.encoder.blocks]
     assert rates == [0.5**3, 0.5**2, 0.5**1]
-    assert group_of(optimizer, model.encoder.embed.weight)["lr"] == 0.5**4
+    for lowest in (model.encoder.embed.weight, model.encoder.table.weight, model.encoder.registers):
+        assert group_of(optimizer, lowest)["lr"] == 0.5**4
     assert group_of(optimizer, model.mask_token)["lr"] == 1.0
 
 

@@ -115,7 +115,7 @@ def _take_from_run(place: Place, *, name: str, uri: str | None) -> ChosenEncoder
             f"the encoder of {place.uri} was to be evaluated and there is no {CONFIG}, which says what encoder it is; "
             "give a run's folder or s3://bucket/prefix, or put the config of its run there"
         )
-    encoder = config.encoder.model_copy(update={"has_time": config.encoder.knows_time(config.token_grid), "drop_path": 0.0})
+    encoder = config.encoder.as_trained_on(config.token_grid).model_copy(update={"drop_path": 0.0})
     decoder = next((objective.decoder for objective in config.objectives if isinstance(objective, CrocoConfig)), None)
     return ChosenEncoder(name, encoder, _size_of(config.data.clip), uri, decoder)
 

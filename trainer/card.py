@@ -1,0 +1,294 @@
+"""A model card from a run's own record: `odonata card`.
+
+Markdown with a YAML head, as Hugging Face shows it (Mitchell et al. 2019 for what belongs in one). Everything in it is read, nothing is
+typed in: config.yaml, environment.json, steps.jsonl, evaluations.jsonl, import.json and the manifest of the checkpoint, each up to the
+step of that checkpoint, and results of `odonata evaluate`. What was not recorded is not there. Paths are cut to their last part, since a
+card is made to be published.
+
+Left to whom: the licence is the owner's to say, and depends on that of the data.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from trainer.checkpoint.record import Record
+from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, read_run_config
+from trainer.config.data import ShardsData
+from trainer.config.run import RunConfig
+from trainer.errors import CheckpointError
+from trainer.importing import IMPORT
+from trainer.store.base import ObjectMissingError, Store
+
+EVALUATION = "evaluation.json"
+_OF_AN_EVALUATION = ("task", "mode", "steps", "global_batch", "clips", "trivial", "trivial_figures", "seeds", "summary")
+_LAST_STEPS = 100
+_PAPERS = {
+    "croco": "[CroCo](https://arxiv.org/abs/2211.10408)",
+    "simipu": "[SimIPU](https://arxiv.org/abs/2112.04680)",
+    "mim4d": "[MIM4D](https://arxiv.org/abs/2403.08760)",
+}
+_POSITIONS = {"rope": "rotary", "sincos": "sin-cos", "learned": "learned"}
+_USE = """\
+The encoder gives one vector for each patch of an image or clip of driving cameras, for heads of depth, flow, pose, detection, bird's-eye
+view or maps that are trained on top of it. `odonata export` writes it for plain PyTorch, ONNX, timm and transformers; docs/export.md says
+how to load each. Images are RGB, normalised with ImageNet's mean and deviation."""
+_TRAINED = (
+    "- It was trained without labels and knows no classes; how good it is for a task is what an evaluation of that task says.\n"
+)
+_IMPORTED = "- What it was trained on, and for what, is said by who published it.\n"
+_LIMITS = """\
+- It has seen the cameras, places, weather and times of its training data. Test it on yours before you rely on it, and never use it
+  alone where people can be hurt.
+- What its training data may be used for bounds what this model may be used for."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run has left behind, up to one of its checkpoints."""
+
+    name: str
+    record: Record
+    config: RunConfig
+    environment: Mapping[str, Any]
+    steps: Sequence[Mapping[str, Any]]
+    held_out: Mapping[str, Any]
+    """The last evaluation of the pretext task."""
+    origin: Mapping[str, Any]
+    """Where imported weights come from."""
+
+
+def write_card(
+    place: Place, *, step: int | None = None, licence: str | None = None, evaluations: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The card of the newest checkpoint at `place`, or that of `step`, with results of evaluations beside those in its own folder.
+
+    CheckpointError where there is no whole checkpoint, or no config beside it.
+    """
+    run = read_run(place, step)
+    found = [*_own_evaluations(place.store), *evaluations]
+    sections = [
+        _head(run, licence),
+        f"# {run.name}\n\n{_introduce(run)}",
+        f"## Encoder\n\n{_table(_describe_encoder(run))}",
+        "" if run.origin else f"## Training\n\n{_table(_describe_training(run))}",
+        _figures("Losses", f"mean of the last {min(_LAST_STEPS, len(run.steps))} steps", _last_losses(run)),
+        _figures("Held-out clips", "pretext task", run.held_out),
+        *(_evaluation(one) for one in found),
+        f"## Hardware and software\n\n{_table(_describe_environment(run))}" if run.environment else "",
+        f"## Intended use\n\n{_USE}",
+        f"## Limits\n\n{_IMPORTED if run.origin else _TRAINED}{_LIMITS}",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def read_evaluation(store: Store) -> dict[str, Any]:
+    """What `odonata evaluate` wrote to `store`; CheckpointError where it wrote nothing that can be read."""
+    try:
+        result = json.loads(store.get(EVALUATION))
+        return {name: result[name] for name in _OF_AN_EVALUATION}
+    except (ObjectMissingError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"an evaluation was to go into a card and {store.uri} holds no {EVALUATION} that can be read ({error}); "
+            "give the --out of an `odonata evaluate`"
+        ) from error
+
+
+def read_run(place: Place, step: int | None) -> RunRecord:
+    """The record of the run at `place` up to its newest whole checkpoint, or that of `step`."""
+    record, store = choose_checkpoint(place, step), place.store
+    config = read_run_config(store)
+    if config is None:
+        raise CheckpointError(f"a card of {place.uri} was asked for and there is no {CONFIG}; put the one of its run there")
+    evaluations = _read_lines(store, "evaluations.jsonl", record.step)
+    unnamed = ("step", "time_s")
+    return RunRecord(
+        name=store.uri.rstrip("/").rpartition("/")[2],
+        record=record,
+        config=config,
+        environment=_read_json(store, "environment.json"),
+        steps=_read_lines(store, "steps.jsonl", record.step),
+        held_out={name: value for name, value in evaluations[-1].items() if name not in unnamed} if evaluations else {},
+        origin=_read_json(store, IMPORT),
+    )
+
+
+def _head(run: RunRecord, licence: str | None) -> str:
+    learnt = [] if run.origin else ["self-supervised", *(objective.kind for objective in run.config.objectives)]
+    fields: dict[str, Any] = {"license": licence} if licence else {}
+    fields |= {
+        "library_name": "odonata",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["vision-transformer", "video", "autonomous-driving", *learnt],
+    }
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False).strip()}\n---"
+
+
+def _introduce(run: RunRecord) -> str:
+    encoder, clip = run.config.encoder, run.config.data.clip
+    what = (
+        f"A ViT-{encoder.size}/{encoder.patch_px} for clips of {clip.frames} frames of {clip.width_px} x {clip.height_px} pixels"
+    )
+    if run.origin:
+        origin = run.origin
+        changes = "".join(f"\n- {change}" for change in origin["changes"])
+        return (
+            f"{what}, not trained here: its weights are those of `{origin['file']}` ({origin['layout']}, SHA-256 "
+            f"`{origin['sha256']}`), taken over with\n{changes or chr(10) + '- no change'}"
+        )
+    learnt = ", ".join(_PAPERS.get(objective.kind, objective.kind) for objective in run.config.objectives)
+    return f"{what}, trained with {learnt} on {_describe_data(run)}."
+
+
+def _describe_data(run: RunRecord) -> str:
+    """The data by kind and name, and what it says of itself."""
+    data, figures = run.config.data, run.environment.get("data", {})
+    if isinstance(data, ShardsData):
+        names = ", ".join(f"{_last(dataset.uri)} (version {dataset.version})" for dataset in data.datasets)
+    else:
+        version = figures.get("version")
+        names = f"{_last(str(data.root))}{f' ({version})' if version else ''}"
+    samples = figures.get("samples")
+    return f"{data.kind} data, {names}{f', {samples:,} samples' if samples else ''}"
+
+
+def _describe_encoder(run: RunRecord) -> Iterator[tuple[str, str]]:
+    encoder, shape = run.config.encoder, run.config.encoder.shape
+    yield "blocks, width, heads", f"{shape.depth}, {shape.width}, {shape.heads}"
+    yield "patch", f"{encoder.patch_px} x {encoder.patch_px} pixels of {encoder.tubelet_frames} frames"
+    yield "positions", _POSITIONS[encoder.positions] + (", of time too" if encoder.knows_time(run.config.token_grid) else "")
+    yield "registers", str(encoder.registers)
+    kinds = ("model", "ema")
+    sizes = {kind: _count_elements(run.record, f"{kind}.encoder.") for kind in kinds}
+    yield "parameters", f"{sizes['model']:,}" + (", with a moving average" if sizes["ema"] else "")
+
+
+def _describe_training(run: RunRecord) -> Iterator[tuple[str, str]]:
+    config, steps = run.config, run.steps
+    yield "step", f"{run.record.step:,} of {config.steps:,}"
+    yield "objectives", ", ".join(f"{one.kind} (weight {one.weight:g})" for one in config.objectives)
+    yield "data", _describe_data(run)
+    if steps:
+        yield "clips seen", f"{sum(step['clips'] for step in steps):,}, {config.global_batch:,} a step"
+        yield "tokens seen", f"{sum(step['tokens'] for step in steps):,}"
+        seconds, waited = (sum(step[name] for step in steps) for name in ("step_seconds", "data_seconds"))
+        yield "time in steps", f"{_say_hours(seconds)}, {waited / seconds:.0%} of it waiting for data"
+        yield "skipped steps, replaced clips", f"{steps[-1]['skipped_steps']}, {steps[-1]['replaced_clips']}"
+    optim = config.optim
+    yield "optimiser", f"AdamW, betas {optim.betas}, weight decay {optim.weight_decay:g}"
+    yield "learning rate", f"{optim.lr:g}, {optim.warmup_steps:,} steps of warm-up, then a cosine to {optim.min_lr:g}"
+    if config.warm_start:
+        yield "began with", f"{config.warm_start.parts} of {_last(config.warm_start.uri)}"
+    yield "seed", str(config.seed)
+    yield "checkpoint", f"{run.record.created}, by {run.record.engine} on {run.record.world_size} ranks"
+
+
+def _describe_environment(run: RunRecord) -> Iterator[tuple[str, str]]:
+    environment = run.environment
+    hardware, launch = environment["hardware"], environment["launch"]
+    gpus = [gpu["name"] for gpu in hardware["gpus"]]
+    yield "ranks", f"{launch['world_size']}, {launch['engine']}, {launch['precision']}"
+    yield "GPUs of a node", ", ".join(f"{gpus.count(name)} x {name}" for name in sorted(set(gpus))) or "none"
+    yield "CPU of a node", f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_bytes'] / 2**30:.0f} GiB"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    revision = environment["revision"]
+    if revision:
+        yield "revision", revision["commit"] + (", with changes" if revision["changed"] else "")
+
+
+def _last_losses(run: RunRecord) -> dict[str, float]:
+    """Means over the last steps that moved a weight."""
+    last = [step for step in run.steps[-_LAST_STEPS:] if not step["skipped"]]
+    names = {name for step in last for name in step["parts"]}
+    parts = {name: fmean(step["parts"][name] for step in last if name in step["parts"]) for name in sorted(names)}
+    return {"loss": fmean(step["loss"] for step in last), **parts} if last else {}
+
+
+def _evaluation(result: Mapping[str, Any]) -> str:
+    """One task, as `odonata evaluate` found it."""
+    rows = [
+        f"| {name} | {_say(figure['mean'])}{_say_half(figure['half_width'])} | {_say(result['trivial_figures'][name])} |"
+        for name, figure in result["summary"].items()
+    ]
+    seeds = len(result["seeds"])
+    return "\n".join(
+        [
+            f"## Evaluation: {result['task']}, {result['mode']}",
+            "",
+            f"{result['steps']} steps of {result['global_batch']} clips, {seeds} seed{'s' * (seeds != 1)}, scored on {result['clips']} "
+            f"held-out clips. Trivial answer: {result['trivial']}.",
+            "",
+            "| metric | this encoder | trivial answer |",
+            "| --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def _own_evaluations(store: Store) -> list[dict[str, Any]]:
+    return [read_evaluation(store)] if store.list(EVALUATION) else []
+
+
+def _figures(heading: str, of_what: str, figures: Mapping[str, float | None]) -> str:
+    if not figures:
+        return ""
+    rows = [f"| {name} | {_say(value)} |" for name, value in figures.items()]
+    return "\n".join([f"## {heading}", "", f"| {of_what} | |", "| --- | --- |", *rows])
+
+
+def _table(rows: Iterator[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _read_json(store: Store, key: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(store.get(key)))
+    except ObjectMissingError:
+        return {}
+    except ValueError as error:
+        raise CheckpointError(
+            f"a card was to be written and {store.uri}/{key} is not JSON ({error}); remove or mend it"
+        ) from error
+
+
+def _read_lines(store: Store, key: str, last_step: int) -> list[dict[str, Any]]:
+    """The lines of a journal up to `last_step`; those that are torn or cannot be read are left out, as a resume leaves them out."""
+    try:
+        lines = store.get(key).decode(errors="replace").splitlines()
+    except ObjectMissingError:
+        return []
+    entries = (_parse(line) for line in lines)
+    return [entry for entry in entries if entry and entry["step"] <= last_step]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+
+
+def _count_elements(record: Record, root: str) -> int:
+    return sum(math.prod(tensor.shape) for name, tensor in record.tensors.items() if name.startswith(root))
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def _say(value: float | None) -> str:
+    return "not a number" if value is None else f"{value:.4g}"
+
+
+def _say_half(half_width: float | None) -> str:
+    return "" if half_width is None else f" ± {half_width:.2g}"
+
+
+def _say_hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
