@@ -9,7 +9,7 @@
 set -u
 
 # command that shows it is there : Debian package that brings it
-NEEDS="promtool:prometheus"
+NEEDS="promtool:prometheus etcd:etcd-server"
 
 missing=""
 for need in $NEEDS; do

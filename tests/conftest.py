@@ -1,4 +1,4 @@
-"""What all tests share: a clean environment, the two sets of outside data, and hypothesis without deadlines.
+"""What all tests share: a clean environment, a small synthetic city, the two sets of outside data, and hypothesis without deadlines.
 
 The keyframe and the oracles are not part of the project (the first is under a non-commercial licence). Tests that need them
 skip with a reason where they are absent; the variables below say where they are, a folder `shared` beside the checkout is the default.
@@ -24,6 +24,17 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short scenes of a synthetic city, one of them held out."""
+    from trainer.synthesis.config import SynthesisConfig
+    from trainer.synthesis.dataroot import synthesize
+
+    root = tmp_path_factory.mktemp("city")
+    synthesize(root, SynthesisConfig(scenes=3, duration_s=2.0, scale=0.06), workers=2, progress=False)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("train",), ("config",), ("synthesize",), ("pack",), ("plan",), ("evaluate",), ("import",), ("card",)]
+    "command",
+    [(), *((name,) for name in ("train", "config", "synthesize", "pack", "plan", "evaluate", "import", "card", "render", "pod"))],
 )
 def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None:
     done = odonata(*command, "--help")
@@ -47,6 +48,11 @@ def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None
         (("import", "README.md", "launch/runs/nothing.yaml", "--out", "nowhere"), "is not a file"),
         (("card", "nowhere"), "there is no run"),
         (("card", "nowhere", "--evaluation", "nothing"), "holds no evaluation.json that can be read"),
+        (("render", TINY, "--cluster", "k8s/clusters/nothing.yaml", "-o", "manifests"), "is not a file"),
+        (("render", TINY, "--cluster", TINY, "-o", "manifests"), "is not a cluster config"),
+        (("render", TINY, "--cluster", "k8s/clusters/one_node.yaml", "-o", "manifests"), "would lie on a pod's own disk"),
+        (("pod", TINY, "--accelerate", "nothing.yaml"), "cannot be read"),
+        (("pod", TINY, "--accelerate", "launch/accelerate/fsdp2.yaml", "--node-rank", "0"), "a single one needs neither"),
         (("pack", "nowhere"), "has no place to pack it into"),
         (("pack", "nowhere", "packed"), "is not a folder; give a nuScenes dataroot"),
         (("pack", "--verify", "nowhere"), "has no version"),

@@ -1,4 +1,4 @@
-"""What tests of the trainer share: a small synthetic city, runs that several tests look at, and a server that speaks S3."""
+"""What tests of the trainer share: runs that several tests look at, and a server that speaks S3."""
 
 import os
 from collections.abc import Iterator
@@ -11,17 +11,6 @@ from tests.s3_server import OWNER, S3Server, find_weed, running_server
 from tests.trainer.packed import loose, packed_folder, packed_s3, recording
 
 __all__ = ["loose", "packed_folder", "packed_s3", "recording"]  # fixtures
-
-
-@pytest.fixture(scope="session")
-def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three short scenes of a synthetic city, one of them held out."""
-    from trainer.synthesis.config import SynthesisConfig
-    from trainer.synthesis.dataroot import synthesize
-
-    root = tmp_path_factory.mktemp("city")
-    synthesize(root, SynthesisConfig(scenes=3, duration_s=2.0, scale=0.06), workers=2, progress=False)
-    return root
 
 
 @pytest.fixture(scope="session")

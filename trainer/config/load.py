@@ -1,4 +1,4 @@
-"""Read a run config: a YAML file, then `key=value` overrides, then the typed and frozen RunConfig.
+"""Read a run config: a YAML file, then `key=value` overrides, then the typed and frozen RunConfig. Other sections are read likewise.
 
 YAML and dotted keys are OmegaConf's; types, bounds and rules are pydantic's. What this file adds is the sentence that a
 user reads when something is wrong: every problem of the file at once, each with the key, what was found and what would do.
@@ -8,7 +8,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -16,10 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from models.config import Section
 from trainer.config.data import DataSection, ImagePairsData, NuscenesData, ShardsData
 from trainer.config.run import RunConfig
 from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError
+
+_S = TypeVar("_S", bound=Section)
 
 _DATA_KINDS: dict[str, type[DataSection]] = {
     "nuscenes": NuscenesData,
@@ -31,7 +34,7 @@ _DATA_KINDS: dict[str, type[DataSection]] = {
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run that `path` describes with `overrides` (`optim.lr=3e-4`) applied; ConfigError says all that is wrong."""
-    return override_run_config(_read_yaml(path), overrides, origin=str(path))
+    return override_run_config(_read_yaml(path, what="run config", place="launch/runs"), overrides, origin=str(path))
 
 
 def override_run_config(content: Any, overrides: Sequence[str], *, origin: str) -> RunConfig:
@@ -48,14 +51,25 @@ def override_run_config(content: Any, overrides: Sequence[str], *, origin: str) 
 
 def parse_run_config(content: Any, *, origin: str) -> RunConfig:
     """A RunConfig from plain data; `origin` is what an error calls it."""
+    return parse_section(RunConfig, content, complaint=f"{origin} is not a run that can start")
+
+
+def parse_section(kind: type[_S], content: Any, *, complaint: str) -> _S:
+    """A section of `kind` from plain data; ConfigError has `complaint` and a line for each thing that is wrong."""
     try:
-        return RunConfig.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         details = error.errors()
         # A list with a wrong entry counts as empty too: the entry is what is wrong.
         causes = [d for d in details if not any(d["loc"] == other["loc"][: len(d["loc"])] for other in details if other is not d)]
-        problems = "\n".join(f"  {_sentence(detail)}" for detail in causes)
-        raise ConfigError(f"{origin} is not a run that can start:\n{problems}") from error
+        problems = "\n".join(f"  {_sentence(detail, kind)}" for detail in causes)
+        raise ConfigError(f"{complaint}:\n{problems}") from error
+
+
+def load_section(kind: type[_S], path: Path, *, what: str, place: str) -> _S:
+    """The section of `kind` that the file `path` holds, a `what` such as those in `place`; ConfigError says all that is wrong."""
+    content = OmegaConf.to_container(_read_yaml(path, what=what, place=place))
+    return parse_section(kind, content, complaint=f"{path} is not a {what}")
 
 
 def parse_store_config(settings: Sequence[str]) -> StoreConfig:
@@ -63,7 +77,7 @@ def parse_store_config(settings: Sequence[str]) -> StoreConfig:
     try:
         return StoreConfig.model_validate(OmegaConf.to_container(OmegaConf.from_dotlist(_checked(settings))))
     except ValidationError as error:
-        problems = "; ".join(f"store.{_sentence(detail)}" for detail in error.errors())
+        problems = "; ".join(f"store.{_sentence(detail, StoreConfig)}" for detail in error.errors())
         raise ConfigError(f"a store was to be reached with {' '.join(settings)} and that is wrong: {problems}") from error
 
 
@@ -77,17 +91,17 @@ def run_config_schema() -> str:
     return json.dumps(RunConfig.model_json_schema(), indent=2)
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def _read_yaml(path: Path, *, what: str, place: str) -> DictConfig:
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "run configs lie in launch/runs/."
-        raise ConfigError(f"the run config {path} is not a file; {hint}")
+        hint = f"did you mean {path.parent / near[0]}?" if near else f"{what}s lie in {place}/."
+        raise ConfigError(f"the {what} {path} is not a file; {hint}")
     try:
         document = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(document, DictConfig):
-        raise ConfigError(f"{path} holds a {type(document).__name__}; a run config is a mapping of keys to values")
+        raise ConfigError(f"{path} holds a {type(document).__name__}; a {what} is a mapping of keys to values")
     return document
 
 
@@ -110,22 +124,27 @@ def _checked(overrides: Sequence[str]) -> list[str]:
     return list(overrides)
 
 
-def _sentence(detail: ErrorDetails) -> str:
-    """`encoder.pach_px: unknown key; did you mean patch_px?` from pydantic's error record."""
-    key = ".".join(str(part) for part in detail["loc"]) or "the run"
+def _sentence(detail: ErrorDetails, section: type[Section]) -> str:
+    """`encoder.pach_px: unknown key; did you mean patch_px?` from pydantic's error record of a `section`."""
+    key = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        wrong = str(detail["loc"][-1])
-        near = difflib.get_close_matches(wrong, [known for known in _known_keys() if known != wrong], n=1)
-        return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "; odonata config --schema lists the keys")
+        return f"{key}: unknown key; {_hint(str(detail['loc'][-1]), section)}"
     if detail["type"] == "missing":
         return f"{key}: required and not given; set it in the file or as {key}=..."
     if detail["type"] == "value_error":
-        return message if key == "the run" else f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     return f"{key}: {message}, found {detail['input']!r}"
 
 
-def _known_keys() -> list[str]:
-    schema = RunConfig.model_json_schema()
-    sections = [schema, *schema["$defs"].values()]
+def _hint(wrong: str, section: type[Section]) -> str:
+    near = difflib.get_close_matches(wrong, [known for known in _known_keys(section) if known != wrong], n=1)
+    if near:
+        return f"did you mean {near[0]}?"
+    return "odonata config --schema lists the keys" if section is RunConfig else f"there are {', '.join(section.model_fields)}"
+
+
+def _known_keys(section: type[Section]) -> list[str]:
+    schema = section.model_json_schema()
+    sections = [schema, *schema.get("$defs", {}).values()]
     return sorted({key for section in sections for key in section.get("properties", {})})

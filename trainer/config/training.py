@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from models.config import Section
+from trainer.errors import ConfigError
 
 
 class OptimConfig(Section):
@@ -58,6 +59,18 @@ class ParallelConfig(Section):
     """FSDP2: blocks whose weights are gathered ahead of their use, forward and backward."""
     timeout_s: float = Field(600.0, gt=0)
     """Seconds after which a collective that does not answer counts as a lost peer."""
+
+
+def split_batch(world_size: int, parallel: ParallelConfig, global_batch: int) -> tuple[int, int]:
+    """Micro-batch on one of `world_size` ranks and how many of them make the global batch; ConfigError where none do."""
+    micro_batch = parallel.micro_batch or max(1, global_batch // world_size)
+    samples = micro_batch * world_size
+    if global_batch % samples:
+        raise ConfigError(
+            f"global_batch is {global_batch}, which {world_size} processes x parallel.micro_batch {micro_batch} "
+            f"= {samples} do not divide; set global_batch to a multiple of {samples}, or change the processes or micro_batch"
+        )
+    return micro_batch, global_batch // samples
 
 
 class CheckpointConfig(Section):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from trainer.config.training import ParallelConfig
+from trainer.config.training import ParallelConfig, split_batch
 from trainer.errors import ConfigError
 from trainer.parallel.zero_config import read_zero_config
 
@@ -80,14 +80,7 @@ def read_launch(environ: Mapping[str, str], config: ParallelConfig) -> Launch:
 
 def micro_steps(launch: Launch, config: ParallelConfig, global_batch: int) -> tuple[int, int]:
     """Micro-batch on one rank and how many of them make the global batch."""
-    micro_batch = config.micro_batch or max(1, global_batch // launch.world_size)
-    samples = micro_batch * launch.world_size
-    if global_batch % samples:
-        raise ConfigError(
-            f"global_batch is {global_batch}, which {launch.world_size} processes x parallel.micro_batch {micro_batch} "
-            f"= {samples} do not divide; set global_batch to a multiple of {samples}, or change the processes or micro_batch"
-        )
-    return micro_batch, global_batch // samples
+    return split_batch(launch.world_size, config, global_batch)
 
 
 @contextmanager

@@ -1,0 +1,75 @@
+"""What the ranks of a pod tell the entrypoint that waits for them: that they began, and the exit code that they end with.
+
+`accelerate launch` and torchrun turn every code of a worker into 1, so each rank writes its own into a file of a folder that the
+entrypoint made for this start and named in the environment:
+
+    FOLDER/3        of local rank 3: its process, and once it ended, its exit code
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.errors import EXIT_DEFECT, EXIT_DONE
+
+FOLDER_VARIABLE = "ODONATA_RANKS"
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What one rank told last."""
+
+    local_rank: int
+    pid: int
+    code: int | None
+
+    @property
+    def ended_silently(self) -> bool:
+        """Whether it is gone without a word, as a kill for want of memory ends it."""
+        return self.code is None and not _is_alive(self.pid)
+
+
+@contextmanager
+def telling_the_pod(environ: Mapping[str, str]) -> Iterator[None]:
+    """Tell an entrypoint, where there is one, how the block ends; SystemExit and exceptions go on."""
+    folder, local_rank = environ.get(FOLDER_VARIABLE), environ.get("LOCAL_RANK")
+    if folder is None or local_rank is None:
+        yield
+        return
+    place = Path(folder) / local_rank
+    _write(place, None)
+    try:
+        yield
+    except SystemExit as ended:
+        _write(place, ended.code if isinstance(ended.code, int) else EXIT_DEFECT if ended.code else EXIT_DONE)
+        raise
+    except BaseException:
+        _write(place, EXIT_DEFECT)
+        raise
+    _write(place, EXIT_DONE)
+
+
+def read_ranks(folder: Path) -> list[Rank]:
+    """What all ranks that have begun told last, by local rank."""
+    ranks = []
+    for place in folder.iterdir():
+        if place.name.isdigit():
+            pid, *code = place.read_text().split()
+            ranks.append(Rank(int(place.name), int(pid), int(code[0]) if code else None))
+    return sorted(ranks, key=lambda rank: rank.local_rank)
+
+
+def _write(place: Path, code: int | None) -> None:
+    unfinished = place.with_suffix(".new")
+    unfinished.write_text(f"{os.getpid()}" if code is None else f"{os.getpid()} {code}")
+    unfinished.replace(place)  # whoever reads meanwhile sees the one or the other
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"

@@ -1,0 +1,88 @@
+"""The objects around the pods: what they run, who they are, who may reach them, who may evict them, who watches them.
+
+Left to whom: the pods are `pod`, their owners the flavours' files.
+"""
+
+from k8s import labels
+from k8s.pod import MAIN_PORT
+from k8s.workload import Manifest, Workload
+
+_LINK_LOCAL = "169.254.0.0/16"
+"""A cloud's metadata service, which lends the node's own rights to whoever asks."""
+
+
+def build_config_map(workload: Workload) -> Manifest:
+    """The resolved run config and the launcher's. It never changes: another config has another hash and so another name."""
+    return workload.describe("ConfigMap", "v1", workload.config_name) | {"immutable": True, "data": workload.files}
+
+
+def build_service_account(workload: Workload) -> Manifest:
+    """An account that no role is bound to and whose token is mounted nowhere: training asks the API server nothing."""
+    annotations = workload.cluster.service_account_annotations
+    account = workload.describe("ServiceAccount", "v1", workload.service_account, **annotations)
+    return account | {"automountServiceAccountToken": False}
+
+
+def build_service(workload: Workload) -> Manifest:
+    """The headless Service that gives each pod a name. Pods need each other's before any of them is ready."""
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "selector": labels.select(workload.name),
+        "ports": [{"name": "main", "port": MAIN_PORT, "targetPort": MAIN_PORT, "protocol": "TCP"}],
+    }
+    return workload.describe("Service", "v1") | {"spec": spec}
+
+
+def build_disruption_budget(workload: Workload) -> Manifest:
+    """Evictions one at a time, or none: an evicted pod stops all others, which commit, restart and are ready before the next may go."""
+    cluster = workload.cluster
+    spec = {
+        "minAvailable": cluster.nodes - 1 if cluster.evictable else cluster.nodes,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",  # pods that do not train hold up no drain
+        "selector": {"matchLabels": labels.select(workload.name)},
+    }
+    return workload.describe("PodDisruptionBudget", "policy/v1") | {"spec": spec}
+
+
+def build_network_policy(workload: Workload) -> Manifest:
+    """In: the run's own pods, and Prometheus at /metrics. Out: the run's own pods, DNS, and the ports of its stores; no cloud metadata."""
+    cluster = workload.cluster
+    own = {"podSelector": {"matchLabels": labels.select(workload.name)}}
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": cluster.monitoring.namespace}}}
+    dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+    anywhere = [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [_LINK_LOCAL]}}, {"ipBlock": {"cidr": "::/0"}}]
+    spec = {
+        "podSelector": own["podSelector"],
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"from": [own]}, {"from": [prometheus], "ports": _tcp(workload.metrics_ports)}],
+        "egress": [{"to": [own]}, {"ports": dns}, {"to": anywhere, "ports": _tcp(workload.store_ports)}],
+    }
+    return workload.describe("NetworkPolicy", "networking.k8s.io/v1") | {"spec": spec}
+
+
+def build_pod_monitor(workload: Workload) -> Manifest:
+    """What Prometheus scrapes: each rank's /metrics, under the names of run and node."""
+    monitor = workload.describe("PodMonitor", "monitoring.coreos.com/v1")
+    monitor["metadata"]["labels"] = workload.labels | workload.cluster.monitoring.labels
+    endpoints = [
+        {"port": labels.port_name(rank), "path": "/metrics", "interval": "15s"} for rank in range(len(workload.metrics_ports))
+    ]
+    spec = {
+        "selector": {"matchLabels": labels.select(workload.name)},
+        "podTargetLabels": [labels.RUN, labels.CONFIG],
+        "podMetricsEndpoints": endpoints,
+    }
+    return monitor | {"spec": spec}
+
+
+def build_pod_group(workload: Workload, queue: str) -> Manifest:
+    """Volcano's word for: all of these pods or none."""
+    spec = {"minMember": workload.cluster.nodes, "queue": queue}
+    if workload.cluster.priority_class:
+        spec["priorityClassName"] = workload.cluster.priority_class
+    return workload.describe("PodGroup", "scheduling.volcano.sh/v1beta1") | {"spec": spec}
+
+
+def _tcp(ports: list[int]) -> list[Manifest]:
+    return [{"protocol": "TCP", "port": port} for port in ports]

@@ -1,0 +1,57 @@
+"""What a rank tells the pod around it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from k8s.ranks import FOLDER_VARIABLE, Rank, read_ranks, telling_the_pod
+from tests.runs import ROOT
+
+
+def told(folder: Path) -> list[int | None]:
+    return [rank.code for rank in read_ranks(folder)]
+
+
+def test_a_rank_tells_that_it_began_and_how_it_ended(tmp_path: Path) -> None:
+    environment = {FOLDER_VARIABLE: str(tmp_path), "LOCAL_RANK": "3"}
+    with telling_the_pod(environment):
+        assert read_ranks(tmp_path) == [Rank(3, os.getpid(), None)]
+        assert not read_ranks(tmp_path)[0].ended_silently
+    assert told(tmp_path) == [0]
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [(SystemExit(75), 75), (SystemExit(), 0), (SystemExit("why"), 1), (ValueError(), 1), (KeyboardInterrupt(), 1)],
+)
+def test_an_exception_goes_on_and_its_code_is_told(tmp_path: Path, ending: BaseException, code: int) -> None:
+    def end() -> None:
+        with telling_the_pod({FOLDER_VARIABLE: str(tmp_path), "LOCAL_RANK": "0"}):
+            raise ending
+
+    with pytest.raises(type(ending)):
+        end()
+    assert told(tmp_path) == [code]
+
+
+@pytest.mark.parametrize("environment", [{}, {"LOCAL_RANK": "0"}, {FOLDER_VARIABLE: "/nowhere"}])
+def test_where_no_pod_waits_nothing_is_told(environment: dict[str, str]) -> None:
+    with telling_the_pod(environment):
+        pass
+
+
+def test_ranks_are_read_in_their_order_and_a_write_that_is_not_finished_is_none(tmp_path: Path) -> None:
+    for name in ("10", "2", "3.new"):
+        (tmp_path / name).write_text("1 75")
+    assert [rank.local_rank for rank in read_ranks(tmp_path)] == [2, 10]
+
+
+def test_the_command_tells_its_own_code(tmp_path: Path) -> None:
+    environment = os.environ | {FOLDER_VARIABLE: str(tmp_path), "LOCAL_RANK": "1"}
+    command = [sys.executable, "-m", "odonata", "config", "launch/runs/nothing.yaml"]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    (rank,) = read_ranks(tmp_path)
+    assert (rank.local_rank, rank.code) == (1, ended.returncode) == (1, 2)
