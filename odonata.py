@@ -205,7 +205,10 @@ def _find_damage(uri: str, settings: "StoreConfig", version: int | None) -> tupl
     "beside it `odonata evaluate depth --encoder scratch --like runs/base --data root=/data/nuscenes --finetune`"
 )
 def evaluate(
-    task: Annotated[Literal["depth", "pose", "flow"], typer.Argument(metavar="TASK", help="depth, pose or flow.")],
+    task: Annotated[
+        Literal["depth", "pose", "flow", "bev", "map", "detection"],
+        typer.Argument(metavar="TASK", help="depth, pose, flow, bev, map or detection."),
+    ],
     encoder: Annotated[str, typer.Option(metavar="RUN|URI|scratch", help="A run, one of its checkpoints, or a fresh encoder.")],
     overrides: Overrides = None,
     data: Annotated[

@@ -17,7 +17,8 @@ Letters of the shapes, here and everywhere:
     contrast.py      InfoNCE over all ranks' pairs          peers.py      what a loss may know of other ranks
     geometry.py      motion, cameras, voxels, reading between cells      volumes.py    images lifted into voxels
     temporal.py      a volume from its neighbours in time   rendering.py  colours and depths along rays
-    images.py        pixels for the encoder and for people
+    images.py        pixels for the encoder and for people                        rasters.py     shapes as cells of a map
+    polylines.py     lines of a map as points              wireframes.py  3D boxes drawn on images and from above
     pretraining.py   one encoder under a weighted list of objectives: the module that is trained
     objectives/      what an objective is, and one paper or downstream task a file       heads/        of downstream tasks
     layouts/         encoders under the names of others: timm, DINOv2, VideoMAE, transformers, CroCo

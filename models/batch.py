@@ -33,6 +33,26 @@ class Batch:
         first_point                                  int64    T + 1, where each frame's points begin; a frame may have none
         ego_from_lidar                               float32  T 4 4, through the motion between sweep and frame; 0 without a sweep
         pix_from_lidar                               float32  T V 3 4, through ego motion, intrinsics and window
+      where frames are annotated, of all of them, in the ego frame of each (that of pix_from_ego):
+        boxes_ego                                    float32  n 9: x y z of the centre, length width height, yaw, vx vy in m/s or NaN
+        first_box                                    int64    T + 1, where each frame's boxes begin
+        box_class                                    int64    n, row of nuScenes' ten detection classes (trainer.data.boxes), or -1
+        box_is_vehicle                               bool     n, of a category vehicle.*, which some of no class are
+        box_points                                   int64    n, LiDAR and radar points inside
+      and as nuScenes scores detection, in the level frame (trainer.data.level_boxes):
+        level_boxes                                  float32  n 12: the nine numbers of boxes_ego, class (10 is a bicycle rack), attribute,
+                                                              points; -1 where a box is of no class or has no attribute
+        first_level_box                              int64    T + 1, where each frame's boxes begin
+        level_from_ego                               float32  T 4 4, of the car as it stood when the frame's first camera fired
+        world_from_level                             float64  T 4 4
+        sample_token                                 uint8    T 32, the letters of its token in nuScenes
+      and where there is a map:
+        drivable_edges                               float32  n 2 2, (x, y) to (x, y) around the drivable area, holes the other way
+        first_edge                                   int64    T + 1, where each frame's edges begin
+        line_points                                  float32  n 2, (x, y) along lines within 60 m x 30 m around the car
+        first_line_point                             int64    lines + 1, where each line begins
+        line_class                                   int64    lines, divider, crossing or boundary
+        first_line                                   int64    T + 1, where each frame's lines begin
     and of consecutive images of one camera:
         consecutive_images                           uint8    2 1 3 H W, an image and the camera's next one, through one window
         consecutive_colours                          float32  3, of both, as above

@@ -171,6 +171,7 @@ class MaskConfig(Section):
 class CompletionConfig(Section):
     """What CroCo and MAE share."""
 
+    kind: str
     weight: float = Field(1.0, gt=0)
     """Factor on this objective's loss in the sum over objectives."""
     decoder: Literal["tiny", "small", "base"] = "small"
@@ -351,6 +352,7 @@ class DepthConfig(Section):
 class PairTaskConfig(Section):
     """What the downstream tasks share in which two images meet in CroCo's decoder."""
 
+    kind: str
     weight: float = Field(1.0, gt=0)
     """Factor on this task's loss in the sum over objectives."""
     decoder: Literal["tiny", "small", "base"] = "tiny"
@@ -373,7 +375,109 @@ class FlowConfig(PairTaskConfig):
     """Channels of the head's feature maps; DPT has 256."""
 
 
-TaskConfig = DepthConfig | PoseConfig | FlowConfig
+def _check_cells(cell_m: float, range_m: float) -> None:
+    cells = 2 * range_m / cell_m
+    if abs(cells - round(cells)) > 1e-6:
+        raise ValueError(
+            f"cell_m {cell_m} does not divide the {2 * range_m} m from side to side; 50 m, and 0.5 or 1 m a cell, are usual"
+        )
+
+
+class LiftConfig(Section):
+    """How the images of all cameras become features seen from above, for the tasks around the car."""
+
+    range_m: float = Field(50.0, gt=0, le=60)
+    """Reach ahead, behind, left and right of the car; 50 m is the published grid of 100 m x 100 m."""
+    cell_m: float = Field(1.0, gt=0)
+    """Side of a lifted cell; halving it makes four times the cells."""
+    far_m: float = Field(61.0, gt=1)
+    """Farthest depth that patches are lifted to."""
+    depth_bins: int = Field(60, ge=2)
+    """Equal intervals of depth that a patch chooses from."""
+    channels: int = Field(32, ge=4)
+    """Of a lifted cell."""
+    width: int = Field(64, ge=8)
+    """Channels of the features seen from above."""
+
+    @model_validator(mode="after")
+    def cells_tile_the_range(self) -> "LiftConfig":
+        _check_cells(self.cell_m, self.range_m)
+        return self
+
+
+class BevConfig(Section):
+    """Downstream: vehicles and drivable area seen from above."""
+
+    kind: Literal["bev"] = "bev"
+    weight: float = Field(1.0, gt=0)
+    """Factor on this task's loss in the sum over objectives."""
+    lift: LiftConfig = LiftConfig()
+    """How images become features seen from above."""
+    cell_m: float = Field(0.5, gt=0)
+    """Side of a cell that is predicted and scored; Lift-Splat has 0.5 m."""
+    vehicle_weight: float = Field(2.13, gt=0)
+    """What a cell of a vehicle counts against one without, since few are; Lift-Splat has 2.13."""
+
+    @model_validator(mode="after")
+    def cells_tile_the_range(self) -> "BevConfig":
+        _check_cells(self.cell_m, self.lift.range_m)
+        return self
+
+
+DETECTION_CLASSES = 10
+"""Of nuScenes' detection task; `trainer.data.boxes` has their names."""
+
+
+class DetectionConfig(Section):
+    """Downstream: 3D boxes around the car from all cameras of one instant."""
+
+    kind: Literal["detection"] = "detection"
+    weight: float = Field(1.0, gt=0)
+    """Factor on this task's loss in the sum over objectives."""
+    lift: LiftConfig = LiftConfig()
+    head_width: int = Field(64, ge=8)
+    """Channels of the head's feature maps, as many as CenterPoint's has."""
+    boxes: int = Field(300, ge=1, le=500)
+    """Boxes that are predicted for an instant, however sure; nuScenes takes 500 at most."""
+
+    @model_validator(mode="after")
+    def map_has_room_for_the_boxes(self) -> "DetectionConfig":
+        places = DETECTION_CLASSES * round(2 * self.lift.range_m / self.lift.cell_m) ** 2
+        if places < self.boxes:
+            raise ValueError(f"boxes is {self.boxes} and the map has places for {places}; lower boxes or lift.cell_m")
+        return self
+
+
+class PatchLiftConfig(LiftConfig):
+    """The lift of lines, which are those of a patch of 60 m x 30 m."""
+
+    range_m: float = Field(30.0, ge=30, le=60)
+    """Reach ahead, behind, left and right of the car; beyond the patch nothing is read."""
+    far_m: float = Field(45.0, gt=1)
+    """Farthest depth that patches are lifted to."""
+    depth_bins: int = Field(44, ge=2)
+    """Equal intervals of depth that a patch chooses from."""
+
+
+class MapConfig(Section):
+    """Downstream: dividers, crossings and boundaries of the map as lines."""
+
+    kind: Literal["map"] = "map"
+    weight: float = Field(1.0, gt=0)
+    """Factor on this task's loss in the sum over objectives."""
+    lift: PatchLiftConfig = PatchLiftConfig()
+    """How images become features seen from above."""
+    decoder: Literal["tiny", "small", "base"] = "tiny"
+    """Size of the decoder whose queries look at the map, as in CroCo."""
+    queries: int = Field(50, ge=1)
+    """Lines that can be found; MapTR has 50."""
+    points: int = Field(20, ge=3)
+    """Of a line; MapTR has 20."""
+    point_weight: float = Field(10.0, gt=0)
+    """What an error of the points, by half the patch, costs against one of the class."""
+
+
+TaskConfig = DepthConfig | PoseConfig | FlowConfig | BevConfig | MapConfig | DetectionConfig
 """Downstream tasks: what an encoder is evaluated by, each with ground truth."""
 
 ObjectiveConfig = Annotated[CrocoConfig | MaeConfig | SimipuConfig | Mim4dConfig | TaskConfig, Field(discriminator="kind")]

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -136,7 +137,44 @@ def paint_flow(flow_m: Float[Tensor, "B Q Y X 2"]) -> Float[Tensor, "B 3 Y X"]:
     """Of the first source: direction as hue, length as how strong the colour is; x up and y left, as the car drives up."""
     first = flow_m[:, 0]
     longest = torch.linalg.vector_norm(first, dim=-1).amax(dim=(1, 2))
-    return paint_flow_px(first, longest).transpose(2, 3).flip(2, 3)
+    return turn_up(paint_flow_px(first, longest))
+
+
+def turn_up(maps: Float[Tensor, "B c Y X"]) -> Float[Tensor, "B c X Y"]:
+    """A map with rows along y and columns along x as a picture: x points up and y left, so that the car drives up."""
+    return maps.transpose(2, 3).flip(2, 3)
+
+
+def paint_layers(
+    shares: Float[Tensor, "B layers Y X"], colours: Sequence[tuple[float, float, float]]
+) -> Float[Tensor, "B 3 X Y"]:
+    """Layers of a map, each as strong as its share from 0 to 1, the first on top of the others; a dot is the car."""
+    B, layers, Y, X = shares.shape
+    painted = shares.new_ones(B, 3, Y, X)
+    for layer in reversed(range(layers)):
+        colour = torch.tensor(colours[layer], device=shares.device)[:, None, None]
+        share = shares[:, layer, None].detach().float()
+        painted = painted * (1 - share) + colour * share
+    painted[:, :, Y // 2 - 1 : Y // 2 + 1, X // 2 - 1 : X // 2 + 1] = 0.0
+    return turn_up(painted)
+
+
+def paint_lines(
+    lines_m: Float[Tensor, "K P 2"], colours: Float[Tensor, "K 3"], half_m: tuple[float, float], *, px_per_m: int = 5
+) -> Float[Tensor, "3 rows columns"]:
+    """Lines (x, y) around the car on white, later ones over earlier ones; x points up, `half_m` are the reaches along x and y."""
+    rows, columns = (round(2 * half * px_per_m) for half in half_m)
+    painted = lines_m.new_ones(3, rows, columns)
+    steps = 2 * (rows + columns)
+    if len(lines_m):
+        dense = F.interpolate(lines_m.detach().mT, size=steps, mode="linear", align_corners=True)  # (K, 2, steps)
+        row, column = (((half - at) * px_per_m).long() for half, at in zip(half_m, dense.unbind(1), strict=True))
+        for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            places = (row + down).clamp(0, rows - 1), (column + right).clamp(0, columns - 1)
+            for line, colour in enumerate(colours):
+                painted[:, places[0][line], places[1][line]] = colour[:, None]
+    painted[:, rows // 2 - 3 : rows // 2 + 3, columns // 2 - 2 : columns // 2 + 2] = 0.0
+    return painted
 
 
 def paint_flow_px(flow: Float[Tensor, "B H W 2"], longest: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:

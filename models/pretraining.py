@@ -13,12 +13,15 @@ from torch import nn
 
 from models.batch import Batch, Losses
 from models.config import (
+    BevConfig,
     CrocoConfig,
     DepthConfig,
+    DetectionConfig,
     EncoderConfig,
     FlowConfig,
     Grid,
     MaeConfig,
+    MapConfig,
     Mim4dConfig,
     ObjectiveConfig,
     PoseConfig,
@@ -27,11 +30,14 @@ from models.config import (
 )
 from models.encoder import VideoEncoder, build_encoder
 from models.objectives.base import Objective, Preparation, encode
+from models.objectives.bev import BevPreparation, build_bev
 from models.objectives.croco import CrocoPreparation, build_croco
 from models.objectives.depth import DepthPreparation, build_depth
+from models.objectives.detection import DetectionPreparation, build_detection
 from models.objectives.downstream import DownstreamObjective
 from models.objectives.flow import FlowPreparation, build_flow
 from models.objectives.mae import MaePreparation, build_mae
+from models.objectives.map import MapPreparation, build_map
 from models.objectives.mim4d import Mim4dObjective
 from models.objectives.mim4d_prepare import Instants, Mim4dPreparation
 from models.objectives.pose import PosePreparation, build_pose
@@ -129,6 +135,12 @@ def _build_task(
             return build_pose(config, encoder, grid)
         case FlowConfig():
             return build_flow(config, encoder_config, encoder, grid)
+        case BevConfig():
+            return build_bev(config, encoder_config, encoder, grid, cameras=cameras)
+        case MapConfig():
+            return build_map(config, encoder_config, encoder, grid, cameras=cameras)
+        case DetectionConfig():
+            return build_detection(config, encoder_config, encoder, grid, cameras=cameras)
 
 
 def build_preparations(
@@ -150,10 +162,10 @@ def _build_preparation(config: ObjectiveConfig, grid: Grid, encoder_config: Enco
         case Mim4dConfig():
             return Mim4dPreparation(_find_instants(config, encoder_config, grid, cameras), blocks)
         case _:
-            return _build_task_preparation(config, grid, encoder_config, blocks)
+            return _prepare_task(config, grid, encoder_config, blocks)
 
 
-def _build_task_preparation(config: TaskConfig, grid: Grid, encoder_config: EncoderConfig, blocks: int) -> Preparation:
+def _prepare_task(config: TaskConfig, grid: Grid, encoder_config: EncoderConfig, blocks: int) -> Preparation:
     match config:
         case DepthConfig():
             return DepthPreparation(config, (grid.w * encoder_config.patch_px, grid.h * encoder_config.patch_px), blocks)
@@ -161,6 +173,12 @@ def _build_task_preparation(config: TaskConfig, grid: Grid, encoder_config: Enco
             return PosePreparation(blocks)
         case FlowConfig():
             return FlowPreparation(blocks)
+        case BevConfig():
+            return BevPreparation(config, blocks)
+        case MapConfig():
+            return MapPreparation(config, blocks)
+        case DetectionConfig():
+            return DetectionPreparation(config, blocks)
 
 
 def _find_instants(config: Mim4dConfig, encoder_config: EncoderConfig, grid: Grid, cameras: int) -> Instants:

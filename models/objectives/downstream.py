@@ -37,15 +37,15 @@ class DownstreamObjective(Objective):
         return Losses(loss, {"loss": loss.detach()})
 
     def predict(self, encoder: VideoEncoder, batch: Batch) -> Float[Tensor, "B ..."]:
-        """The answer to each sample."""
+        """The answer to each sample, as it is scored."""
         return self.answer(encode(encoder, self.clips(batch)), batch)
 
     def evaluate(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
         """As Objective has it: the loss alone, since a metric of the task is no mean over samples."""
-        return {"loss": self.measure(self.predict(encoder, batch), self.truth(batch))}
+        return {"loss": self.measure(self.answer(encode(encoder, self.clips(batch)), batch), self.truth(batch))}
 
     def truth(self, batch: Batch) -> Float[Tensor, "B ..."]:
-        """What is true of each sample, NaN where it is not known."""
+        """What is true of each sample, as the head is to answer it; NaN where it is not known."""
         return batch.prepared[self.name]["truth"]
 
 

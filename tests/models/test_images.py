@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.images import denormalise, normalise, plan_recolouring, recolour
+from models.images import denormalise, normalise, paint_lines, plan_recolouring, recolour, turn_up
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -115,3 +115,22 @@ def test_values_read_from_an_image_change_as_the_image_does(seed: int, colours: 
     torch.testing.assert_close(
         recolour(values.float(), plan, dim=-1), whole[:, 1, 0, :, 2, 1:4].movedim(1, -1), atol=1e-4, rtol=1e-6
     )
+
+
+def test_a_map_is_turned_until_the_car_drives_up() -> None:
+    seen = torch.zeros(1, 1, 4, 6)  # rows run to the left, columns ahead
+    seen[0, 0, 3, 5] = 1  # ahead and to the left
+    turned = turn_up(seen)
+    assert turned.shape == (1, 1, 6, 4)
+    assert turned.nonzero().tolist() == [[0, 0, 0, 0]]
+
+
+def test_lines_are_painted_where_they_lie_and_later_ones_over_earlier_ones() -> None:
+    across, ahead = torch.tensor([(2.0, -3.0), (2.0, 3.0)]), torch.tensor([(-5.0, 1.0), (5.0, 1.0)])
+    red, blue = torch.eye(3)[0], torch.eye(3)[2]
+    picture = paint_lines(torch.stack([across, ahead]), torch.stack([red, blue]), (10.0, 5.0), px_per_m=2)
+    assert picture.shape == (3, 40, 20)
+    assert picture[:, 16, 6].tolist() == [1, 0, 0]  # 2 m ahead, 2 m to the left
+    assert picture[:, 16, 8].tolist() == picture[:, 24, 8].tolist() == [0, 0, 1]  # 1 m to the left
+    assert picture[:, 0].min() == 1
+    assert paint_lines(torch.zeros(0, 2, 2), torch.zeros(0, 3), (10.0, 5.0)).shape == (3, 100, 50)

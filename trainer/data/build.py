@@ -23,13 +23,17 @@ from typing import Literal
 
 from trainer.config.data import AugmentConfig, DataConfig, DatasetConfig, DrivesData, ImagePairsData, NuscenesData, ShardsData
 from trainer.config.store import StoreConfig
+from trainer.data.boxes import BOX_FIELDS, open_boxes
 from trainer.data.columns import HEADER, Columns, is_whole
 from trainer.data.flow_source import FLOW_FIELDS, FlowSource, find_consecutive
 from trainer.data.image_pairs import read_image_pairs
 from trainer.data.index import Index
 from trainer.data.joint_source import JointSource
+from trainer.data.level_boxes import LEVEL_FIELDS, open_level_boxes
+from trainer.data.maps import DRIVABLE_FIELDS, LINE_FIELDS, DrivableReader, LineReader
 from trainer.data.mixed_source import MixedSource
 from trainer.data.nuscenes import build_index, index_folder, index_path, open_index, temporary_folder
+from trainer.data.nuscenes_maps import build_maps, list_locations, maps_path
 from trainer.data.pair_source import PAIR_FIELDS, PairSource
 from trainer.data.pairs import mine_pairs, pairs_path
 from trainer.data.shards.indexing import open_packed_index, packed_index_path, write_packed_index
@@ -37,7 +41,7 @@ from trainer.data.shards.layout import Version, choose_version, read_version
 from trainer.data.shards.recording import NuscenesRecording
 from trainer.data.source import Source
 from trainer.data.surround_clips import find_surround_clips, surround_path
-from trainer.data.surround_source import CAMERA_FIELDS, LIDAR_FIELDS, SurroundSource
+from trainer.data.surround_source import CAMERA_FIELDS, LIDAR_FIELDS, Annotations, SurroundSource
 from trainer.errors import DataError
 from trainer.store.open import open_store
 
@@ -47,6 +51,8 @@ _KEPT_S = 30 * 86_400
 """Longer than any index is left unused by whoever still wants it."""
 
 Split = Literal["train", "val"]
+
+_SURROUND_FIELDS = CAMERA_FIELDS | LIDAR_FIELDS | BOX_FIELDS | LEVEL_FIELDS | DRIVABLE_FIELDS | LINE_FIELDS
 
 
 def build_source(config: DataConfig, split: Split, needs: frozenset[str], *, augment: bool) -> Source | None:
@@ -114,10 +120,13 @@ def _build_drives_source(
     _check_cameras(index, config)
     scenes = find_scenes(index, split, name)
     parts: list[Source] = []
-    if needs & (CAMERA_FIELDS | LIDAR_FIELDS):
+    if needs & _SURROUND_FIELDS:
         needs_lidar = bool(needs & LIDAR_FIELDS)
-        clips = _open_surround_clips(index, config, scenes, split=name, needs_lidar=needs_lidar)
-        parts.append(SurroundSource(index, clips, config, augmentation, has_lidar=needs_lidar))
+        annotations = _open_annotations(index, config, needs)
+        clips = _open_surround_clips(
+            index, config, scenes, split=name, needs_lidar=needs_lidar, needs_boxes=bool(needs & (BOX_FIELDS | LEVEL_FIELDS))
+        )
+        parts.append(SurroundSource(index, clips, config, augmentation, has_lidar=needs_lidar, annotations=annotations))
     if needs & FLOW_FIELDS:
         parts.append(FlowSource(index, find_consecutive(index, config, scenes, split=name), config, augmentation))
     if needs & PAIR_FIELDS or not parts:
@@ -131,14 +140,37 @@ def _open_pairs(index: Index, config: DrivesData, scenes: list[int], *, split: s
     return Columns(path)
 
 
-def _open_surround_clips(index: Index, config: DrivesData, scenes: list[int], *, split: str, needs_lidar: bool) -> Columns:
+def _open_annotations(index: Index, config: DrivesData, needs: frozenset[str]) -> tuple[Annotations, ...]:
+    """What reads the fields that people annotated, of those that are needed."""
+    readers: list[Annotations] = []
+    if needs & BOX_FIELDS:
+        readers.append(open_boxes(index))
+    if needs & LEVEL_FIELDS:
+        readers.append(open_level_boxes(index))
+    if needs & DRIVABLE_FIELDS:
+        readers.append(DrivableReader(index, _open_maps(index, config)))
+    if needs & LINE_FIELDS:
+        readers.append(LineReader(index, _open_maps(index, config)))
+    return tuple(readers)
+
+
+def _open_maps(index: Index, config: DrivesData) -> Columns:
+    path = maps_path(index, index_folder(config))
+    _make_once(path, lambda: _run_in_own_process(build_maps, Path(index.root), list_locations(index), path))
+    return Columns(path)
+
+
+def _open_surround_clips(
+    index: Index, config: DrivesData, scenes: list[int], *, split: str, needs_lidar: bool, needs_boxes: bool
+) -> Columns:
     if needs_lidar and not index.has_sweeps:
         raise DataError(
             f"an objective needs LiDAR and {index.root} {index.version} has no LiDAR sweep; take data that has some, "
             "leave SimIPU out, or let MIM4D do without (depth_supervision: false)"
         )
-    path = surround_path(index, config, scenes, needs_lidar=needs_lidar)
-    _make_once(path, lambda: find_surround_clips(index, config, scenes, needs_lidar=needs_lidar, split=split))
+    path = surround_path(index, config, scenes, needs_lidar=needs_lidar, needs_boxes=needs_boxes)
+    find = functools.partial(find_surround_clips, index, config, scenes, needs_lidar=needs_lidar, needs_boxes=needs_boxes)
+    _make_once(path, lambda: find(split=split))
     return Columns(path)
 
 
@@ -209,14 +241,19 @@ def _locked(path: Path) -> Iterator[None]:
 def _build_in_own_process(config: NuscenesData, path: Path) -> None:
     began = time.monotonic()
     log.info("reading the nuScenes tables of %s, once: the index will stand at %s", config.root, path)
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(build_index, config).result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            f"the tables of {config.root} were to be read by a process of its own and it was killed, most likely for memory; "
-            "the full nuScenes takes 8 GB once: give this node that much, or bring the index in data.index_folder"
-        ) from error
+    _run_in_own_process(build_index, config)
     index = open_index(path)
     images = len(index.columns["image_scene"])
     log.info("indexed %d images of %d scenes in %.1f s", images, len(index.scenes), time.monotonic() - began)
+
+
+def _run_in_own_process(work: Callable[..., object], *arguments: object) -> None:
+    """For what imports the devkit."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(work, *arguments).result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"tables or maps for {work.__name__} were to be read by a process of its own and it was killed, most likely for memory; "
+            "the full nuScenes takes 8 GB once: give this node that much, or bring the index in data.index_folder"
+        ) from error

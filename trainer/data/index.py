@@ -21,7 +21,15 @@ are neighbours in time and in the file. Poses are float64, because world coordin
     image_crc32         N                                    sweep_crc32            M
     shard_key           S  bytes, name of a shard in the store
 
-Boxes will be `box_*` columns sorted by key frame with a `sweep_first_box` offset a sweep; nothing reads them yet.
+and of a dataroot, whose key frames are annotated, one row a box, sorted by sample:
+
+    scene_location      S  bytes, which map                       image_sample        N    row of the sample it belongs to
+    sample_token        G  bytes                                  sample_origin_world G 3  the car as its key frame's sweep is, or NaN
+    first_box           G + 1, first box of each sample, and B    box_size_m          B 3  length, width, height
+    box_centre_world    B 3                                       box_velocity_world  B 3  m/s; NaN where it is not known
+    box_heading_world   B 3  unit vector along its length         box_points          B    LiDAR and radar points inside
+    category_name       bytes, as vehicle.car                     box_category        B    row of category_name
+    attribute_name      bytes, as vehicle.moving                  box_attribute       B    row of attribute_name; -1 where it has none
 
 Left to others: making it from the tables (`nuscenes.py`) or from packed shards (`shards/`), which rows form frames and clips
 (`frames.py`).
@@ -36,7 +44,7 @@ from jaxtyping import Bool, Float64, Int, Int64
 from trainer.data.columns import Columns
 from trainer.data.files import Files
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 """Raised whenever the columns change, so that an older index is built again."""
 
 
@@ -109,6 +117,17 @@ class Index:
     def has_sweeps(self) -> bool:
         """Whether the dataroot has any LiDAR."""
         return len(self.columns["sweep_scene"]) > 0
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether any key frame is annotated."""
+        return "box_category" in self.columns.header["arrays"] and len(self.columns["box_category"]) > 0
+
+    def boxes_of(self, image: int) -> slice:
+        """Rows of the boxes of the sample that an image belongs to."""
+        sample = self.columns["image_sample"][image]
+        first, end = self.columns["first_box"][sample : sample + 2]
+        return slice(int(first), int(end))
 
     def world_from_lidar(self, rows: Int[np.ndarray, "*rows"]) -> Float64[np.ndarray, "*rows 4 4"]:
         """At the time of each sweep."""

@@ -12,13 +12,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Float64, Int
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -26,12 +26,12 @@ from trainer.config.data import DrivesData, NuscenesData
 from trainer.data.columns import Columns, is_whole, write_columns
 from trainer.data.files import LooseFiles
 from trainer.data.index import INDEX_FORMAT, Index
+from trainer.data.nuscenes_boxes import read_boxes
+from trainer.data.records import Record, check_records, find_rows, read_field, read_numbers, read_transforms
 from trainer.errors import DataError
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
-
-Record = Mapping[str, Any]
 
 TABLES = (
     "attribute",
@@ -169,10 +169,20 @@ def read_splits(devkit: "NuScenes") -> dict[str, list[str]]:
 def read_arrays(devkit: "NuScenes") -> dict[str, np.ndarray]:
     """All columns of the index, as `index.py` lists them."""
     return {
-        "scene_name": _as_bytes(_field(devkit.scene, "name", "scene")),
+        "scene_name": _as_bytes(read_field(devkit.scene, "name", "scene")),
+        "scene_location": _as_bytes(_read_locations(devkit)),
         **_read_images(devkit),
         **_read_sweeps(devkit),
+        **_read_samples(devkit),
+        **read_boxes(devkit),
     }
+
+
+def _read_locations(devkit: "NuScenes") -> list[str]:
+    """Of each scene, as singapore-onenorth: its map."""
+    logs = find_rows(read_field(devkit.scene, "log_token", "scene"), devkit.log, "log")
+    locations = read_field(devkit.log, "location", "log")
+    return [locations[row] for row in logs]
 
 
 @dataclass(frozen=True)
@@ -186,11 +196,11 @@ class _Sensors:
 
 
 def _sensors(devkit: "NuScenes", modality: str) -> _Sensors:
-    sensor_of = _rows_of(_field(devkit.calibrated_sensor, "sensor_token", "calibrated_sensor"), devkit.sensor, "sensor")
-    chosen = np.array(_field(devkit.sensor, "modality", "sensor"))[sensor_of] == modality
-    channels = np.array(_field(devkit.sensor, "channel", "sensor"))[sensor_of]
-    tokens = _field(devkit.sample_data, "calibrated_sensor_token", "sample_data")
-    mount_of = _rows_of(tokens, devkit.calibrated_sensor, "calibrated_sensor")
+    sensor_of = find_rows(read_field(devkit.calibrated_sensor, "sensor_token", "calibrated_sensor"), devkit.sensor, "sensor")
+    chosen = np.array(read_field(devkit.sensor, "modality", "sensor"))[sensor_of] == modality
+    channels = np.array(read_field(devkit.sensor, "channel", "sensor"))[sensor_of]
+    tokens = read_field(devkit.sample_data, "calibrated_sensor_token", "sample_data")
+    mount_of = find_rows(tokens, devkit.calibrated_sensor, "calibrated_sensor")
     captured = np.flatnonzero(chosen[mount_of])
     return _Sensors(
         records=[devkit.sample_data[row] for row in captured],
@@ -207,12 +217,14 @@ def _read_images(devkit: "NuScenes") -> dict[str, np.ndarray]:
     captures = _read_captures(sensors.records, devkit)
     order = np.lexsort((captures["timestamp_us"], camera, captures["scene"]))
     groups = (captures["scene"].astype(np.int64) * len(cameras) + camera)[order]
+    samples = find_rows(read_field(sensors.records, "sample_token", "sample_data"), devkit.sample, "sample")
     return {
         "camera_name": _as_bytes(cameras.tolist()),
         "mount_pix_from_cam": _read_intrinsics(sensors.mounts),
-        "mount_ego_from_cam": _read_transforms(sensors.mounts, "calibrated_sensor"),
+        "mount_ego_from_cam": read_transforms(sensors.mounts, "calibrated_sensor"),
         **{f"image_{name}": column[order] for name, column in captures.items()},
         "image_camera": camera[order].astype(np.int16),
+        "image_sample": samples[order].astype(np.int32),
         "image_mount": sensors.mount_of_record[order].astype(np.int32),
         "image_size_px": _read_sizes(sensors.records)[order],
         "first_image": np.searchsorted(groups, np.arange(len(devkit.scene) * len(cameras) + 1)),
@@ -223,112 +235,51 @@ def _read_sweeps(devkit: "NuScenes") -> dict[str, np.ndarray]:
     sensors = _sensors(devkit, "lidar")
     captures = _read_captures(sensors.records, devkit)
     order = np.lexsort((captures["timestamp_us"], captures["scene"]))
-    ego_from_lidar = _read_transforms(sensors.mounts, "calibrated_sensor")
+    ego_from_lidar = read_transforms(sensors.mounts, "calibrated_sensor")
     return {
         **{f"sweep_{name}": column[order] for name, column in captures.items()},
         "sweep_ego_from_lidar": ego_from_lidar[sensors.mount_of_record[order]],
     }
 
 
+def _read_samples(devkit: "NuScenes") -> dict[str, np.ndarray]:
+    """Their tokens, and where the car stood when the LiDAR of a key frame swept; NaN where none did."""
+    sensors = _sensors(devkit, "lidar")
+    captures = _read_captures(sensors.records, devkit)
+    is_key = captures["is_key_frame"]
+    sample_of = find_rows(read_field(sensors.records, "sample_token", "sample_data"), devkit.sample, "sample")
+    origin_world = np.full((len(devkit.sample), 3), np.nan)
+    origin_world[sample_of[is_key]] = captures["world_from_ego"][is_key, :3, 3]
+    return {"sample_token": _as_bytes(read_field(devkit.sample, "token", "sample")), "sample_origin_world": origin_world}
+
+
 def _read_captures(records: Sequence[Record], devkit: "NuScenes") -> dict[str, np.ndarray]:
     """What images and sweeps have in common, in the order of `records`."""
-    sample_of = _rows_of(_field(records, "sample_token", "sample_data"), devkit.sample, "sample")
-    scene_of = _rows_of(_field(devkit.sample, "scene_token", "sample"), devkit.scene, "scene")
-    pose_of = _rows_of(_field(records, "ego_pose_token", "sample_data"), devkit.ego_pose, "ego_pose")
+    sample_of = find_rows(read_field(records, "sample_token", "sample_data"), devkit.sample, "sample")
+    scene_of = find_rows(read_field(devkit.sample, "scene_token", "sample"), devkit.scene, "scene")
+    pose_of = find_rows(read_field(records, "ego_pose_token", "sample_data"), devkit.ego_pose, "ego_pose")
     used, pose_of_record = np.unique(pose_of, return_inverse=True)
-    world_from_ego = _read_transforms([devkit.ego_pose[row] for row in used], "ego_pose")
+    world_from_ego = read_transforms([devkit.ego_pose[row] for row in used], "ego_pose")
     return {
-        "file": _as_bytes(_field(records, "filename", "sample_data")),
-        "timestamp_us": _numbers(records, "timestamp", "sample_data", ()).astype(np.int64),
+        "file": _as_bytes(read_field(records, "filename", "sample_data")),
+        "timestamp_us": read_numbers(records, "timestamp", "sample_data", ()).astype(np.int64),
         "scene": scene_of[sample_of].astype(np.int32),
         "world_from_ego": world_from_ego[pose_of_record],
-        "is_key_frame": np.array(_field(records, "is_key_frame", "sample_data"), dtype=bool),
+        "is_key_frame": np.array(read_field(records, "is_key_frame", "sample_data"), dtype=bool),
     }
 
 
 def _read_intrinsics(records: Sequence[Record]) -> Float64[np.ndarray, "K 3 3"]:
-    matrices = _numbers(records, "camera_intrinsic", "calibrated_sensor", (3, 3))
+    matrices = read_numbers(records, "camera_intrinsic", "calibrated_sensor", (3, 3))
     is_pinhole = (matrices[:, 2] == (0, 0, 1)).all(-1) & (np.abs(np.linalg.det(matrices)) > 1e-6)
-    _check_all(is_pinhole, records, "calibrated_sensor", "camera_intrinsic", "is singular or no pinhole matrix")
+    check_records(is_pinhole, records, "calibrated_sensor", "camera_intrinsic", "is singular or no pinhole matrix")
     return matrices
 
 
-def _read_transforms(records: Sequence[Record], table: str) -> Float64[np.ndarray, "K 4 4"]:
-    """Parent from child, from `translation` and the quaternion `rotation` (w, x, y, z)."""
-    quaternions = _numbers(records, "rotation", table, (4,))
-    lengths = np.linalg.norm(quaternions, axis=-1, keepdims=True)
-    _check_all(np.abs(lengths[:, 0] - 1) < 0.01, records, table, "rotation", "is no unit quaternion")
-    transforms = np.zeros((len(records), 4, 4))
-    transforms[:, :3, :3] = _rotations(quaternions / lengths)
-    transforms[:, :3, 3] = _numbers(records, "translation", table, (3,))
-    transforms[:, 3, 3] = 1
-    return transforms
-
-
-def _rotations(quaternions: Float64[np.ndarray, "K 4"]) -> Float64[np.ndarray, "K 3 3"]:
-    w, x, y, z = quaternions.T
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.moveaxis(np.array(rows), -1, 0)
-
-
 def _read_sizes(records: Sequence[Record]) -> Int[np.ndarray, "N 2"]:
-    sizes = np.stack([_numbers(records, side, "sample_data", ()) for side in ("width", "height")], axis=-1)
-    _check_all((sizes > 0).all(-1), records, "sample_data", "width, height", "is no image size")
+    sizes = np.stack([read_numbers(records, side, "sample_data", ()) for side in ("width", "height")], axis=-1)
+    check_records((sizes > 0).all(-1), records, "sample_data", "width, height", "is no image size")
     return sizes.astype(np.int32)
-
-
-def _field(records: Sequence[Record], name: str, table: str) -> list[Any]:
-    try:
-        return [record[name] for record in records]
-    except KeyError:
-        token = next(record["token"] for record in records if name not in record)
-        raise DataError(
-            f"every record of {table}.json was to have a field {name!r} and {token} has none; write or download that table again"
-        ) from None
-
-
-def _numbers(records: Sequence[Record], name: str, table: str, shape: tuple[int, ...]) -> Float64[np.ndarray, " ..."]:
-    values = _field(records, name, table)
-    if records and not _has_shape(values, (len(records), *shape)):
-        fits = np.array([_has_shape(value, shape) for value in values])
-        _check_all(fits, records, table, name, f"is no array of shape {shape}")
-    numbers = np.array(values, dtype=np.float64).reshape(len(records), *shape)
-    is_finite = np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim)))
-    _check_all(is_finite, records, table, name, "is not finite")
-    return numbers
-
-
-def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
-    try:
-        return np.array(value, dtype=np.float64).shape == shape
-    except (TypeError, ValueError):
-        return False
-
-
-def _check_all(good: Bool[np.ndarray, " K"], records: Sequence[Record], table: str, name: str, fault: str) -> None:
-    bad = np.flatnonzero(~good)
-    if len(bad):
-        record = records[bad[0]]
-        raise DataError(
-            f"every record of {table}.json was to have a usable {name} and in {len(bad)} of {len(records)} it {fault}, "
-            f"first in {record['token']}: {[record.get(part) for part in name.split(', ')]}; repair or leave out those records"
-        )
-
-
-def _rows_of(tokens: Sequence[str], records: Sequence[Record], table: str) -> Int[np.ndarray, " N"]:
-    """Row of each token in its table."""
-    row_of = {record["token"]: row for row, record in enumerate(records)}
-    try:
-        return np.array([row_of[token] for token in tokens], dtype=np.int64)
-    except KeyError as error:
-        raise DataError(
-            f"a record refers to token {error} of {table}.json and that table of {len(records)} has no such record; "
-            "the tables are of different versions, write or download them again"
-        ) from None
 
 
 def _as_bytes(texts: Sequence[str]) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 A clip begins at every frame whose T frames are there in all cameras. A frame's sweep is the one nearest in time, if it is
 not further than 0.1 s away: a scanner turns in 0.05 to 0.1 s, and the motion of the car in between is known and taken out
-(`surround_source.py`). A frame without one is kept with NO_ROW; where LiDAR is asked for, a clip needs at least one sweep.
+(`surround_source.py`). A frame without one is kept with NO_ROW; where LiDAR is asked for, a clip needs at least one sweep. Where
+boxes are asked for, all frames are key frames, which alone are annotated.
 
 Found once and kept as columns beside the index, so that a worker maps what it reads:
 
@@ -33,22 +34,37 @@ SURROUND_FORMAT = 1
 _SWEEP_TOLERANCE_US = 100_000.0
 
 
-def surround_path(index: Index, config: DrivesData, scenes: Sequence[int], *, needs_lidar: bool) -> Path:
+def surround_path(
+    index: Index, config: DrivesData, scenes: Sequence[int], *, needs_lidar: bool, needs_boxes: bool = False
+) -> Path:
     """Where the surround clips of these scenes under these settings are kept."""
-    key = repr((SURROUND_FORMAT, config.cameras, config.clip.frames, config.clip.spacing_s, needs_lidar, list(scenes)))
+    clip = config.clip
+    key = repr((SURROUND_FORMAT, config.cameras, clip.frames, clip.spacing_s, needs_lidar, needs_boxes, list(scenes)))
     return index.columns.folder / f"surround-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
-def find_surround_clips(index: Index, config: DrivesData, scenes: Sequence[int], *, needs_lidar: bool, split: str) -> Path:
+def find_surround_clips(
+    index: Index,
+    config: DrivesData,
+    scenes: Sequence[int],
+    *,
+    needs_lidar: bool,
+    needs_boxes: bool = False,
+    split: str,
+) -> Path:
     """Find the clips of these scenes and write them; returns where. DataError when there are none."""
     found = [_clips_of_scene(index, config, scene) for scene in scenes]
     images, sweeps = (np.concatenate([of_scene[part] for of_scene in found]) for part in range(2))
-    has_sweep = (sweeps != NO_ROW).any(-1)
+    whole = len(images)
+    chosen = np.ones(whole, dtype=bool)
     if needs_lidar:
-        images, sweeps = images[has_sweep], sweeps[has_sweep]
+        chosen &= (sweeps != NO_ROW).any(-1)
+    if needs_boxes:
+        chosen &= index.is_key_frame(images[..., 0]).all(-1)
+    images, sweeps = images[chosen], sweeps[chosen]
     if not len(images):
-        raise DataError(_explain_nothing(index, config, split, without_sweep=len(has_sweep)))
-    path = surround_path(index, config, scenes, needs_lidar=needs_lidar)
+        raise DataError(_explain_nothing(index, config, split, whole=whole, needs_lidar=needs_lidar))
+    path = surround_path(index, config, scenes, needs_lidar=needs_lidar, needs_boxes=needs_boxes)
     figures = {"scenes": len(scenes), "clips": len(images), "clips_with_lidar": int((sweeps != NO_ROW).any(-1).sum())}
     write_columns(path, {"clip_images": images, "clip_sweeps": sweeps}, {"figures": figures})
     log.info("found %d surround clips of split %s: %s", len(images), split, path)
@@ -69,11 +85,16 @@ def find_sweeps(index: Index, scene: int, timestamp_us: Int64[np.ndarray, " F"])
     return np.where(nearest == NO_ROW, NO_ROW, nearest + rows.start).astype(np.int32)
 
 
-def _explain_nothing(index: Index, config: DrivesData, split: str, *, without_sweep: int) -> str:
+def _explain_nothing(index: Index, config: DrivesData, split: str, *, whole: int, needs_lidar: bool) -> str:
     clip, asked = config.clip, f"surround clips of split {split} were asked for in {index.root} {index.version}"
-    if without_sweep:
+    if whole and not needs_lidar:
         return (
-            f"{asked} with LiDAR, and of {without_sweep} clips with all {len(config.cameras)} cameras none has a sweep within "
+            f"{asked} with boxes, and of {whole} clips with all {len(config.cameras)} cameras none is of annotated key frames alone; "
+            "set data.clip.frames to 1, or leave out the tasks that need boxes"
+        )
+    if whole:
+        return (
+            f"{asked} with LiDAR, and of {whole} clips with all {len(config.cameras)} cameras none has a sweep within "
             f"{_SWEEP_TOLERANCE_US / 1e6} s of a frame; bring the LiDAR files' tables, or leave out the objectives that need LiDAR"
         )
     return (

@@ -12,6 +12,7 @@ frame of an instant is that of its first camera's time; `pix_from_ego` holds how
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
@@ -32,6 +33,20 @@ _POINT_VALUES = 5
 """x, y, z in metres, intensity from 0 to 255, ring: nuScenes' .pcd.bin, little-endian float32."""
 
 
+@runtime_checkable
+class Annotations(Protocol):
+    """What people said of the street around a car."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Names of the fields that `read` returns."""
+        ...
+
+    def read(self, rows: Int[np.ndarray, "T V"], world_from_ego: Float64[np.ndarray, "T 4 4"]) -> dict[str, np.ndarray]:
+        """Fields of the frames with these images, in the ego frame of each."""
+        ...
+
+
 @dataclass(frozen=True)
 class SurroundSource:
     """Surround clips by number; `augment` none reads them the same way every time."""
@@ -42,11 +57,13 @@ class SurroundSource:
     augment: AugmentConfig | None
     has_lidar: bool
     """Whether sweeps are read: they weigh as much as the images."""
+    annotations: tuple[Annotations, ...] = ()
 
     @property
     def offers(self) -> frozenset[str]:
         """As Source has it."""
-        return CAMERA_FIELDS | LIDAR_FIELDS if self.has_lidar else CAMERA_FIELDS
+        lidar = LIDAR_FIELDS if self.has_lidar else frozenset[str]()
+        return CAMERA_FIELDS.union(lidar, *(one.offers for one in self.annotations))
 
     def __len__(self) -> int:
         return len(self.clips["clip_images"])
@@ -90,6 +107,8 @@ class SurroundSource:
                 "ego_from_lidar": np.where(is_there[:, None, None], ego_from_lidar, 0).astype(np.float32),
                 "pix_from_lidar": np.where(is_there[:, None, None, None], pix_from_lidar, 0).astype(np.float32),
             }
+        for one in self.annotations:
+            sample |= one.read(rows, world_from_ego)
         return sample
 
     def draw_reads(self, index: int, rng: np.random.Generator) -> tuple[list[Int[np.ndarray, " K"]], Int[np.ndarray, " S"]]:

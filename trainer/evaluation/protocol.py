@@ -9,6 +9,9 @@ each run says what it was. Where a number comes from:
     depth         1 to 80 m, the usual cap on KITTI; all cameras
     pose          the same camera at another time, at most a second away: poses between cameras are constants of the rig
     flow          the camera's next image; crops above 7/8, since a smaller window sees less of the motion
+    bev           100 m x 100 m in cells of 0.5 m; vehicles as LSS has them, visible or not (Philion and Fidler 2020)
+    map           60 m x 30 m (HDMapNet, Li et al. 2022), 20 points a line (MapTR, Liao et al. 2023)
+    detection     all cameras of a key frame, 100 m x 100 m around the car, nuScenes' own ranges and figures
     augmentation  crops of 7/8 and more, colours by 0.4 (CroCo); depth without crops, which change the scale of what is seen
 """
 
@@ -19,9 +22,11 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from trainer.evaluation.scores import DepthScores, FlowScores, PoseScores, Scores
+from trainer.evaluation.detection import DetectionScores, place_frequent_boxes
+from trainer.evaluation.map_scores import MapScores
+from trainer.evaluation.scores import BevScores, DepthScores, FlowScores, PoseScores, Scores
 
-TaskName = Literal["depth", "pose", "flow"]
+TaskName = Literal["depth", "pose", "flow", "bev", "map", "detection"]
 Mode = Literal["frozen", "finetuned"]
 PAIR_TASKS: tuple[TaskName, ...] = ("pose", "flow")
 """Those in which two images meet in a decoder."""
@@ -36,6 +41,9 @@ SCRATCH_CLIP = {"height_px": 224, "width_px": 400}
 """What an encoder without a past sees: nuScenes' images at a quarter of their size. Others see what they were pre-trained on."""
 
 Truth = Float[np.ndarray, "n ..."]
+
+_LAYOUTS = 8
+"""Of so many training clips the trivial answer to `map` is chosen, judged by four times as many."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,26 @@ def no_flow(truth: Truth) -> np.ndarray:
     return np.zeros(2)
 
 
+def usual_map(truth: Truth) -> np.ndarray:
+    """Of each layer the cells that are most often true, as many as give the best IoU: the best map that looks at nothing."""
+    often = truth.mean(axis=0)  # (layers, Y, X)
+    usual = np.zeros_like(often)
+    for layer, share in zip(usual.reshape(len(often), -1), often.reshape(len(often), -1), strict=True):
+        order = np.argsort(-share, kind="stable")
+        hit = np.cumsum(share[order], dtype=np.float64)
+        iou = hit / (np.arange(1, len(hit) + 1) + hit[-1] - hit)
+        layer[order[: np.argmax(iou) + 1]] = 1
+    return usual
+
+
+def usual_layout(truth: Truth) -> np.ndarray:
+    """The lines of that clip, of a few, whose lines are most often those of others too: the best layout that looks at nothing."""
+    scores, judged = MapScores(), truth[:: max(1, len(truth) // (4 * _LAYOUTS))]
+    candidates = truth[:: max(1, len(truth) // _LAYOUTS)]
+    figures = [scores.figures(scores.measure(np.broadcast_to(one, judged.shape), judged))["map"] for one in candidates]
+    return candidates[int(np.nan_to_num(figures).argmax())]
+
+
 PROTOCOLS: Mapping[TaskName, Protocol] = {
     "depth": Protocol(
         steps=1000,
@@ -96,5 +124,29 @@ PROTOCOLS: Mapping[TaskName, Protocol] = {
         scores=FlowScores(),
         trivial="no motion at all",
         answer_trivially=no_flow,
+    ),
+    "bev": Protocol(
+        steps=2000,
+        global_batch=8,
+        data={"augment": {"crop_share": [0.875, 1.0], "flip_probability": 0.5}},
+        scores=BevScores(),
+        trivial="the cells that are most often true in training clips, whatever is seen",
+        answer_trivially=usual_map,
+    ),
+    "map": Protocol(
+        steps=4000,
+        global_batch=8,
+        data={"augment": {"crop_share": [0.875, 1.0], "flip_probability": 0.5}},
+        scores=MapScores(),
+        trivial="the lines of the training clip that are most like those of others, whatever is seen",
+        answer_trivially=usual_layout,
+    ),
+    "detection": Protocol(
+        steps=4000,
+        global_batch=8,
+        data={"augment": {"crop_share": [0.875, 1.0], "flip_probability": 0.5}},
+        scores=DetectionScores(),
+        trivial="mean boxes at the places where training clips most often have one",
+        answer_trivially=place_frequent_boxes,
     ),
 }

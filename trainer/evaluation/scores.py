@@ -8,20 +8,27 @@ that its figures need, one row a sample; rows of batches, or of ranks should sev
     pose    over all pairs: median_cm, of |t - t*|; median_deg, of the angle of R R*^-1 (Kendall et al. 2015)
     flow    over all known pixels: epe_px, mean end-point error; outliers, the share with an error > 3 px and > 5 % of the true flow
             (Fl of KITTI 2015, Menze and Geiger 2015)
+    bev     over all cells of all samples: vehicle_iou and drivable_iou, intersection by union (Philion and Fidler 2020)
+    map     average precision of lines by Chamfer distance: `map_scores.py`
+    detection  nuScenes' own figures: `detection.py`
 
 What is NaN in the truth is not known and not scored. Letters beside those of `models`: n samples, k numbers of each.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-Rows = Float64[np.ndarray, "n k"]
+Rows = Float64[np.ndarray, "n ..."]
 
 
 class Scores(ABC):
     """The metrics of one task."""
+
+    keeps: tuple[str, ...] = ()
+    """What else of a sample's preparation its files need."""
 
     @abstractmethod
     def measure(self, predicted: Float[np.ndarray, "n ..."], truth: Float[np.ndarray, "n ..."]) -> Rows:
@@ -30,6 +37,11 @@ class Scores(ABC):
     @abstractmethod
     def figures(self, rows: Rows) -> dict[str, float]:
         """The metrics over all samples by name; NaN where nothing was known."""
+
+    def write_files(self, rows: Rows, kept: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+        """What is kept of the answers beside the figures, by name of the file; mostly nothing."""
+        del rows, kept
+        return {}
 
 
 class DepthScores(Scores):
@@ -81,6 +93,22 @@ class FlowScores(Scores):
         """As Scores has it."""
         error, outliers = _mean_of_sums(rows)
         return {"epe_px": error, "outliers": outliers}
+
+
+class BevScores(Scores):
+    """Of maps n 2 Y X, layers vehicle and drivable: yes above zero, truth 0 or 1."""
+
+    def measure(self, predicted: Float[np.ndarray, "n ..."], truth: Float[np.ndarray, "n ..."]) -> Rows:
+        """Cells in the intersection of each layer, then in the union of each."""
+        says, is_so = predicted > 0, truth > 0
+        counts = [cells.sum(axis=(2, 3)) for cells in (says & is_so, says | is_so)]
+        return np.concatenate(counts, axis=1).astype(np.float64)
+
+    def figures(self, rows: Rows) -> dict[str, float]:
+        """As Scores has it."""
+        intersection, union = rows.sum(axis=0).reshape(2, -1).tolist()
+        names = ("vehicle_iou", "drivable_iou")
+        return {name: i / u if u else float("nan") for name, i, u in zip(names, intersection, union, strict=True)}
 
 
 def _sum_known(known: Bool[np.ndarray, "n ..."], *values: np.ndarray) -> Rows:

@@ -41,15 +41,20 @@ class ScoredRun:
     trivial: Mapping[str, float]
     """Of the trivial answer to the same clips."""
     clips: int
+    files: Mapping[str, bytes]
+    """What is kept of the answers, by name."""
 
 
 def score_run(config: RunConfig, task: TaskName, *, clips: int, device: torch.device) -> ScoredRun:
-    """The figures of a run that has ended, on at most `clips` held-out clips."""
+    """The figures of a run that has ended, on at most `clips` held-out clips; files of its answers go beside it."""
     store = open_store(config.run.uri, config.store)
     config = pin_data(config, store)
     model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras)
     load_into_model(store, model, parts="model")
-    return score_model(model.to(device).eval(), config, task, clips=clips, device=device)
+    scored = score_model(model.to(device).eval(), config, task, clips=clips, device=device)
+    for name, content in scored.files.items():
+        store.put(name, content)
+    return scored
 
 
 @torch.no_grad()
@@ -57,20 +62,29 @@ def score_model(model: PretrainingModel, config: RunConfig, task: TaskName, *, c
     """The figures of a model in evaluation mode."""
     protocol = PROTOCOLS[task]
     constant = find_trivial_answer(config, task, protocol)
-    rows, trivial = [], []
+    scores, rows, trivial = protocol.scores, [], []
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in scores.keeps}
     for batch, count in read_clips(config, "val", clips):
         truth = truth_of(batch, task)[:count]
         predicted = model(batch.to(device), "predict")[task].cpu().numpy()[:count]
-        rows.append(protocol.scores.measure(predicted, truth))
-        trivial.append(protocol.scores.measure(np.broadcast_to(constant, truth.shape), truth))
-    figures, of_trivial = (protocol.scores.figures(np.concatenate(parts)) for parts in (rows, trivial))
-    return ScoredRun(figures, of_trivial, sum(map(len, rows)))
+        rows.append(scores.measure(predicted, truth))
+        trivial.append(scores.measure(repeat_constant(constant, predicted.shape), truth))
+        for name, parts in kept.items():
+            parts.append(batch.prepared[task][name].numpy()[:count].copy())
+    pooled, of_trivial = np.concatenate(rows), np.concatenate(trivial)
+    files = scores.write_files(pooled, {name: np.concatenate(parts) for name, parts in kept.items()})
+    return ScoredRun(scores.figures(pooled), scores.figures(of_trivial), len(pooled), files)
 
 
 def find_trivial_answer(config: RunConfig, task: TaskName, protocol: Protocol) -> np.ndarray:
     """The constant that the protocol makes of training clips."""
-    truths = [truth_of(batch, task)[:count] for batch, count in read_clips(config, "train", _TRIVIAL_CLIPS)]
+    truths = [truth_of(batch, task)[:count].copy() for batch, count in read_clips(config, "train", _TRIVIAL_CLIPS)]
     return protocol.answer_trivially(np.concatenate(truths))
+
+
+def repeat_constant(constant: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`constant` as it stands, as often as the leading axes of an answer of this shape have it."""
+    return np.broadcast_to(constant, (*shape[: len(shape) - constant.ndim], *constant.shape))
 
 
 def truth_of(batch: Batch, task: TaskName) -> Truth:
@@ -79,7 +93,7 @@ def truth_of(batch: Batch, task: TaskName) -> Truth:
 
 
 def read_clips(config: RunConfig, split: Split, clips: int) -> Iterator[tuple[Batch, int]]:
-    """Batches of at most `clips` clips of a split, with how many of each count."""
+    """Batches of at most `clips` clips of a split, with how many of each count; the next one may lie where the last one lay."""
     preparations = prepare_as(config)
     source = build_source(config.data, split, needed_fields(preparations), augment=False)
     assert source is not None, "it was checked that the data has both splits"

@@ -1,8 +1,11 @@
 """Trivial answers: the best constants of what is true."""
 
+from itertools import product
+
 import numpy as np
 
-from trainer.evaluation.protocol import mean_pose, median_depth, no_flow
+from trainer.evaluation.protocol import mean_pose, median_depth, no_flow, usual_map
+from trainer.evaluation.scores import BevScores
 
 
 def test_the_median_depth_is_that_of_all_known_points() -> None:
@@ -20,3 +23,17 @@ def test_the_mean_pose_is_half_way_and_a_rotation() -> None:
 
 def test_no_flow_is_none_in_both_directions() -> None:
     assert no_flow(np.ones((1, 2, 2, 2))).tolist() == [0, 0]
+
+
+def test_no_constant_map_has_a_better_iou_than_the_usual_one() -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random((5, 2, 2, 3)) < np.linspace(0.1, 0.9, 6).reshape(2, 3)).astype(np.float32)
+    scores = BevScores()
+
+    def iou(constant: np.ndarray) -> dict[str, float]:
+        return scores.figures(scores.measure(np.broadcast_to(constant, truth.shape), truth))
+
+    usual = iou(usual_map(truth))
+    all_maps = [iou(np.tile(np.reshape(cells, (2, 3)), (2, 1, 1)).astype(float)) for cells in product((0, 1), repeat=6)]
+    for name, value in usual.items():
+        assert value == max(one[name] for one in all_maps)

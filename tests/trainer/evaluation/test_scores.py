@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from trainer.evaluation.scores import DepthScores, FlowScores, PoseScores, Scores
+from trainer.evaluation.scores import BevScores, DepthScores, FlowScores, PoseScores, Scores
 
 
 def score(kind: type[Scores], predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -20,6 +20,8 @@ def random_truth(kind: type[Scores], count: int = 64) -> np.ndarray:
         truth = rng.normal(scale=8, size=(count, 4, 6, 2))
         truth[:, 0, 0] = np.nan
         return truth
+    if kind is BevScores:
+        return (rng.random((count, 2, 10, 10)) < np.array([0.05, 0.4])[:, None, None]).astype(np.float32)
     angle = rng.uniform(-0.5, 0.5, count)
     truth = np.tile(np.eye(4), (count, 1, 1))
     truth[:, 0, 0], truth[:, 0, 2], truth[:, 2, 0], truth[:, 2, 2] = np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)
@@ -31,11 +33,13 @@ PERFECT = {
     DepthScores: {"delta1": 1, "abs_rel": 0, "rmse_m": 0},
     PoseScores: {"median_cm": 0, "median_deg": 0},
     FlowScores: {"epe_px": 0, "outliers": 0},
+    BevScores: {"vehicle_iou": 1, "drivable_iou": 1},
 }
 BAD = {
     DepthScores: {"delta1": (0.0, 0.5), "abs_rel": (0.4, 10), "rmse_m": (10, 60)},
     PoseScores: {"median_cm": (50, 1000), "median_deg": (5, 60)},
     FlowScores: {"epe_px": (5, 50), "outliers": (0.5, 1)},
+    BevScores: {"vehicle_iou": (0, 0.1), "drivable_iou": (0.15, 0.35)},  # p / (2 - p) of two independent draws: 0.026 and 0.25
 }
 
 
@@ -94,3 +98,13 @@ def test_flow_by_hand() -> None:
 def test_where_nothing_is_known_nothing_is_scored(kind: type[Scores]) -> None:
     truth = np.full_like(random_truth(kind), np.nan)
     assert all(math.isnan(value) for value in score(kind, np.zeros_like(truth), truth).values())
+
+
+def test_bev_by_hand() -> None:
+    truth = np.zeros((2, 2, 1, 4))
+    truth[0, 0, 0, :2] = truth[1, 0, 0, 0] = 1
+    predicted = np.full(truth.shape, -1.0)
+    predicted[0, 0, 0, 1:4] = predicted[1, 0, 0, 0] = 0.1
+    # of vehicles 1 + 1 cells hit, 4 + 1 said or so; nowhere was anything drivable, nor was it said
+    figures = score(BevScores, predicted, truth)
+    assert figures["vehicle_iou"] == 2 / 5 and math.isnan(figures["drivable_iou"])
