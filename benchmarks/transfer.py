@@ -83,6 +83,9 @@ TASKS: Mapping[str, Task] = {
     "depth": Task("abs_rel", True, 200),
     "pose": Task("median_cm", True, 400),
     "flow": Task("epe_px", True, 400, ("frozen",)),
+    "bev": Task("drivable_iou", False, 400),
+    "detection": Task("NDS", False, 400, ("frozen",)),
+    "map": Task("mAP", False, 400, ("frozen",)),
 }
 
 
@@ -287,7 +290,7 @@ def judge(claim: Claim, values: Values) -> dict[str, Any]:
     found = {
         task: as_interval(paired_differences(values, task, claim.better, claim.worse, "frozen"))
         for task in claim.tasks
-        if task in TASKS and len(paired_differences(values, task, claim.better, claim.worse, "frozen")) > 1
+        if len(paired_differences(values, task, claim.better, claim.worse, "frozen")) > 1
     }
     holds = any(interval["mean"] > interval["half_width"] for interval in found.values()) if found else None  # type: ignore[operator]
     return {"text": claim.text, "holds": holds, "differences": found}

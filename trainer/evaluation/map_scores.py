@@ -40,7 +40,7 @@ class MapScores(Scores):
             precisions = [average_precision(likely[said], at[said], true) for at in right.T]
             figures[f"{name}_ap"] = float(np.mean(precisions))
         known = [value for value in figures.values() if not np.isnan(value)]
-        return {**figures, "map": float(np.mean(known)) if known else float("nan")}
+        return {**figures, "mAP": float(np.mean(known)) if known else float("nan")}
 
 
 def average_precision(likely: Float64[np.ndarray, " K"], right: Bool[np.ndarray, " K"], true: float) -> float:

@@ -96,7 +96,7 @@ def usual_layout(truth: Truth) -> np.ndarray:
     """The lines of that clip, of a few, whose lines are most often those of others too: the best layout that looks at nothing."""
     scores, judged = MapScores(), truth[:: max(1, len(truth) // (4 * _LAYOUTS))]
     candidates = truth[:: max(1, len(truth) // _LAYOUTS)]
-    figures = [scores.figures(scores.measure(np.broadcast_to(one, judged.shape), judged))["map"] for one in candidates]
+    figures = [scores.figures(scores.measure(np.broadcast_to(one, judged.shape), judged))["mAP"] for one in candidates]
     return candidates[int(np.nan_to_num(figures).argmax())]
 
 

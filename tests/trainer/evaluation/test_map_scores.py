@@ -8,7 +8,7 @@ import pytest
 from trainer.evaluation.map_scores import MapScores, average_precision
 from trainer.evaluation.protocol import usual_layout
 
-PERFECT = {"divider_ap": 1, "crossing_ap": 1, "boundary_ap": 1, "map": 1}
+PERFECT = {"divider_ap": 1, "crossing_ap": 1, "boundary_ap": 1, "mAP": 1}
 
 
 def line(kind: int, x: float, y: float, *, likely: float = 1.0) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_rows_of_several_batches_make_the_figures_of_all() -> None:
     parts = [MapScores().measure(predicted[first:end], truth[first:end]) for first, end in ((0, 5), (5, 24))]
     whole = score(predicted, truth)
     assert MapScores().figures(np.concatenate(parts)) == pytest.approx(whole)
-    assert 0.1 < whole["map"] < 0.9
+    assert 0.1 < whole["mAP"] < 0.9
 
 
 def test_an_answer_is_right_within_each_distance_and_once() -> None:
@@ -63,7 +63,7 @@ def test_an_answer_is_right_within_each_distance_and_once() -> None:
     # Within 0.5 m only the second is right: precision 1/2 at recall 1/2. Within 1 and 1.5 m the first is, the second finds it taken.
     assert score(twice, truth)["divider_ap"] == pytest.approx((0.25 + 0.5 + 0.5) / 3)
     figures = score(twice, truth)
-    assert math.isnan(figures["crossing_ap"]) and figures["map"] == figures["divider_ap"]
+    assert math.isnan(figures["crossing_ap"]) and figures["mAP"] == figures["divider_ap"]
 
 
 def test_a_line_of_another_class_is_wrong_and_nothing_said_finds_nothing() -> None:
@@ -73,7 +73,7 @@ def test_a_line_of_another_class_is_wrong_and_nothing_said_finds_nothing() -> No
     wrong[0, 1] = line(0, 0, 9)  # likelier and wrong
     assert score(wrong, truth)["divider_ap"] == pytest.approx(0.5)
     assert score(sample()[None], truth)["divider_ap"] == 0
-    assert math.isnan(score(truth, sample()[None])["map"])
+    assert math.isnan(score(truth, sample()[None])["mAP"])
 
 
 def test_average_precision_by_hand() -> None:

@@ -27,7 +27,7 @@ DECIDING = {
     "pose": ["median_cm"],
     "flow": ["epe_px"],
     "bev": ["vehicle_iou", "drivable_iou"],
-    "map": ["map"],
+    "map": ["mAP"],
 }
 """Figures by which it is judged whether a task was learnt."""
 
