@@ -2,10 +2,14 @@
 
     loss = mean over known pixels of |flow - flow*|        (the end-point error, FlowNet: Dosovitskiy et al. 2015)
 
-Both images go through the encoder, then as target and reference through CroCo's decoder, whose tokens the dense head reads: the
-shape of CroCo-Flow (Weinzaepfel et al. 2023), less its hooks into earlier blocks and its confidence. The head answers in
-patches, so that a fresh one is in the range of small motions whatever the resolution. What leaves the picture by more than its
-own size has no truth here: it is no longer a matter of looking.
+Both images go through the encoder, then each beside the other through CroCo's decoder, as in CroCo-Flow (Weinzaepfel et al. 2023). Its
+tokens are matched (`models.heads.matching`), and a dense head that reads those of the first image adds what matching at the size of
+patches leaves.
+
+Beyond CroCo-Flow, whose DPT regresses the flow from the decoder's tokens alone: matching, since a driving rig looks to all sides and
+every drive is also seen in a mirror. Whoever does not match does best to say that nothing moves, and a fresh head stays there. Less
+than CroCo-Flow: hooks into earlier blocks, and its confidence. What leaves the picture by more than its own size has no truth here: it
+is no longer a matter of looking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -21,6 +26,7 @@ from models.config import EncoderConfig, FlowConfig, Grid
 from models.decoders import CrossViewDecoder
 from models.encoder import ClipGroup, VideoEncoder
 from models.heads.dense import DenseHead
+from models.heads.matching import match
 from models.images import denormalise, normalise, paint_flow_px
 from models.objectives.base import Encoded
 from models.objectives.downstream import DownstreamObjective, build_pair_decoder, list_all_tokens, mean_of_known
@@ -66,9 +72,13 @@ class FlowObjective(DownstreamObjective):
 
     def answer(self, encoded: Sequence[Encoded], batch: Batch) -> Float[Tensor, "B H W 2"]:
         """Pixels to the right and down."""
+        size = (self.grid.h, self.grid.w)
         first, following = (image.tokens for image in encoded)
-        tokens = self.decoder(first, list_all_tokens(first), following, self.grid)
-        return self.head(tokens, (self.grid.h, self.grid.w)).movedim(1, -1) * self.head.patch_px
+        both, other = torch.cat([first, following]), torch.cat([following, first])
+        tokens, tokens_following = self.decoder(both, list_all_tokens(both), other, self.grid).chunk(2)
+        refinement = self.head(tokens, size)  # (B, 2, H, W), in patches
+        matched = F.interpolate(match(tokens, tokens_following, size), size=refinement.shape[-2:], mode="bilinear")
+        return (matched + refinement).movedim(1, -1) * self.head.patch_px
 
     def measure(self, predicted: Float[Tensor, "B H W 2"], truth: Float[Tensor, "B H W 2"]) -> Float[Tensor, " B"]:
         """End-point error."""
