@@ -578,8 +578,30 @@ def write_card(
     _write_new(out, text)
 
 
-def _write_new(path: Path, text: str) -> None:
-    if path.exists():
+@app.command("view", epilog="Example: `odonata view s3://bucket/runs/base --evaluation runs/evaluate/depth -o base.html`")
+def write_page(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, finished or not; a folder or s3://bucket/prefix.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; named after the run by default.")] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option(metavar="URI", help="The --out of an `odonata evaluate`; several may be given.")
+    ] = None,
+    store: StoreSettings = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over what --out names.")] = False,
+) -> None:
+    """Write one page of HTML on a run that opens offline: curves, pictures, speed, incidents, checkpoints and evaluations."""
+    from trainer.card import read_evaluation
+    from trainer.observe.logs import configure_logging
+    from trainer.view import page
+
+    configure_logging(rank=0)
+    place = _open_place(run, store)
+    results = [read_evaluation(_open_place(one, store).store) for one in evaluation or ()]
+    text = page.write_page(place.store, evaluations=results)
+    _write_new(out or Path(f"{place.store.uri.rstrip('/').rpartition('/')[2]}.html"), text, overwrite=overwrite)
+
+
+def _write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
+    if path.exists() and not overwrite:
         raise ConfigError(f"{path} was to be written and is there already; give another -o, or remove it")
     from trainer.store.open import open_store
 

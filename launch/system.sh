@@ -9,7 +9,7 @@
 set -u
 
 # command that shows it is there : Debian package that brings it
-NEEDS="promtool:prometheus etcd:etcd-server"
+NEEDS="promtool:prometheus etcd:etcd-server chromium:chromium"
 
 missing=""
 for need in $NEEDS; do

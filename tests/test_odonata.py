@@ -19,7 +19,13 @@ def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "command",
-    [(), *((name,) for name in ("train", "config", "synthesize", "pack", "plan", "evaluate", "import", "card", "render", "pod"))],
+    [
+        (),
+        *(
+            (name,)
+            for name in ("train", "config", "synthesize", "pack", "plan", "evaluate", "import", "card", "view", "render", "pod")
+        ),
+    ],
 )
 def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None:
     done = odonata(*command, "--help")
@@ -48,6 +54,8 @@ def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None
         (("import", "README.md", "launch/runs/nothing.yaml", "--out", "nowhere"), "is not a file"),
         (("card", "nowhere"), "there is no run"),
         (("card", "nowhere", "--evaluation", "nothing"), "holds no evaluation.json that can be read"),
+        (("view", "nowhere"), "there is no run"),
+        (("view", "nowhere", "--evaluation", "nothing"), "holds no evaluation.json that can be read"),
         (("render", TINY, "--cluster", "k8s/clusters/nothing.yaml", "-o", "manifests"), "is not a file"),
         (("render", TINY, "--cluster", TINY, "-o", "manifests"), "is not a cluster config"),
         (("render", TINY, "--cluster", "k8s/clusters/one_node.yaml", "-o", "manifests"), "would lie on a pod's own disk"),

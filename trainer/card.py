@@ -10,6 +10,7 @@ Left to whom: the licence is the owner's to say, and depends on that of the data
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -50,17 +51,28 @@ _LIMITS = """\
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run has left behind, up to one of its checkpoints."""
+    """What a run has left behind, up to one of its checkpoints or up to now."""
 
     name: str
-    record: Record
+    record: Record | None
+    """Of the newest checkpoint that belongs to it, where there is one."""
     config: RunConfig
     environment: Mapping[str, Any]
     steps: Sequence[Mapping[str, Any]]
-    held_out: Mapping[str, Any]
-    """The last evaluation of the pretext task."""
+    evaluations: Sequence[Mapping[str, Any]]
+    """Of the pretext task, on held-out clips."""
     origin: Mapping[str, Any]
     """Where imported weights come from."""
+
+    @property
+    def step(self) -> int:
+        """How far it has come."""
+        return max(self.steps[-1]["step"] if self.steps else 0, self.record.step if self.record else 0)
+
+    @property
+    def held_out(self) -> dict[str, Any]:
+        """Figures of the last evaluation of the pretext task."""
+        return figures_of(self.evaluations[-1]) if self.evaluations else {}
 
 
 def write_card(
@@ -71,16 +83,16 @@ def write_card(
     CheckpointError where there is no whole checkpoint, or no config beside it.
     """
     run = read_run(place, step)
-    found = [*_own_evaluations(place.store), *evaluations]
+    found = [*own_evaluations(place.store), *evaluations]
     sections = [
         _head(run, licence),
         f"# {run.name}\n\n{_introduce(run)}",
-        f"## Encoder\n\n{_table(_describe_encoder(run))}",
-        "" if run.origin else f"## Training\n\n{_table(_describe_training(run))}",
+        f"## Encoder\n\n{_table(describe_encoder(run))}",
+        "" if run.origin else f"## Training\n\n{_table(describe_training(run))}",
         _figures("Losses", f"mean of the last {min(_LAST_STEPS, len(run.steps))} steps", _last_losses(run)),
         _figures("Held-out clips", "pretext task", run.held_out),
         *(_evaluation(one) for one in found),
-        f"## Hardware and software\n\n{_table(_describe_environment(run))}" if run.environment else "",
+        f"## Hardware and software\n\n{_table(describe_environment(run))}" if run.environment else "",
         f"## Intended use\n\n{_USE}",
         f"## Limits\n\n{_IMPORTED if run.origin else _TRAINED}{_LIMITS}",
     ]
@@ -94,28 +106,51 @@ def read_evaluation(store: Store) -> dict[str, Any]:
         return {name: result[name] for name in _OF_AN_EVALUATION}
     except (ObjectMissingError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            f"an evaluation was to go into a card and {store.uri} holds no {EVALUATION} that can be read ({error}); "
+            f"an evaluation was to be read and {store.uri} holds no {EVALUATION} that can be read ({error}); "
             "give the --out of an `odonata evaluate`"
         ) from error
 
 
+def own_evaluations(store: Store) -> list[dict[str, Any]]:
+    """The result of `odonata evaluate` that lies in `store`, if one does."""
+    return [read_evaluation(store)] if store.list(EVALUATION) else []
+
+
 def read_run(place: Place, step: int | None) -> RunRecord:
     """The record of the run at `place` up to its newest whole checkpoint, or that of `step`."""
-    record, store = choose_checkpoint(place, step), place.store
+    record = choose_checkpoint(place, step)
+    return read_history(place.store, record, last_step=record.step)
+
+
+def read_history(store: Store, record: Record | None, *, last_step: int = sys.maxsize) -> RunRecord:
+    """The run in `store` up to `last_step`, with the `record` of the checkpoint that belongs to it."""
     config = read_run_config(store)
     if config is None:
-        raise CheckpointError(f"a card of {place.uri} was asked for and there is no {CONFIG}; put the one of its run there")
-    evaluations = _read_lines(store, "evaluations.jsonl", record.step)
-    unnamed = ("step", "time_s")
+        raise CheckpointError(f"the record of {store.uri} was to be read and there is no {CONFIG}; put the one of its run there")
     return RunRecord(
         name=store.uri.rstrip("/").rpartition("/")[2],
         record=record,
         config=config,
-        environment=_read_json(store, "environment.json"),
-        steps=_read_lines(store, "steps.jsonl", record.step),
-        held_out={name: value for name, value in evaluations[-1].items() if name not in unnamed} if evaluations else {},
-        origin=_read_json(store, IMPORT),
+        environment=read_json(store, "environment.json"),
+        steps=read_lines(store, "steps.jsonl", last_step),
+        evaluations=read_lines(store, "evaluations.jsonl", last_step),
+        origin=read_json(store, IMPORT),
     )
+
+
+def read_lines(store: Store, key: str, last_step: int = sys.maxsize) -> list[dict[str, Any]]:
+    """The lines of a journal up to `last_step`; those that are torn or cannot be read are left out, as a resume leaves them out."""
+    try:
+        lines = store.get(key).decode(errors="replace").splitlines()
+    except ObjectMissingError:
+        return []
+    entries = (_parse(line) for line in lines)
+    return [entry for entry in entries if entry and entry["step"] <= last_step]
+
+
+def figures_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a line of evaluations.jsonl."""
+    return {name: value for name, value in evaluation.items() if name not in ("step", "time_s")}
 
 
 def _head(run: RunRecord, licence: str | None) -> str:
@@ -157,20 +192,22 @@ def _describe_data(run: RunRecord) -> str:
     return f"{data.kind} data, {names}{f', {samples:,} samples' if samples else ''}"
 
 
-def _describe_encoder(run: RunRecord) -> Iterator[tuple[str, str]]:
+def describe_encoder(run: RunRecord) -> Iterator[tuple[str, str]]:
+    """Rows on the encoder."""
     encoder, shape = run.config.encoder, run.config.encoder.shape
     yield "blocks, width, heads", f"{shape.depth}, {shape.width}, {shape.heads}"
     yield "patch", f"{encoder.patch_px} x {encoder.patch_px} pixels of {encoder.tubelet_frames} frames"
     yield "positions", _POSITIONS[encoder.positions] + (", of time too" if encoder.knows_time(run.config.token_grid) else "")
     yield "registers", str(encoder.registers)
-    kinds = ("model", "ema")
-    sizes = {kind: _count_elements(run.record, f"{kind}.encoder.") for kind in kinds}
-    yield "parameters", f"{sizes['model']:,}" + (", with a moving average" if sizes["ema"] else "")
+    if run.record:
+        weights, averages = (_count_elements(run.record, f"{kind}.encoder.") for kind in ("model", "ema"))
+        yield "parameters", f"{weights:,}" + (", with a moving average" if averages else "")
 
 
-def _describe_training(run: RunRecord) -> Iterator[tuple[str, str]]:
+def describe_training(run: RunRecord) -> Iterator[tuple[str, str]]:
+    """Rows on what it learnt from, and for how long."""
     config, steps = run.config, run.steps
-    yield "step", f"{run.record.step:,} of {config.steps:,}"
+    yield "step", f"{run.step:,} of {config.steps:,}"
     yield "objectives", ", ".join(f"{one.kind} (weight {one.weight:g})" for one in config.objectives)
     yield "data", _describe_data(run)
     if steps:
@@ -185,10 +222,12 @@ def _describe_training(run: RunRecord) -> Iterator[tuple[str, str]]:
     if config.warm_start:
         yield "began with", f"{config.warm_start.parts} of {_last(config.warm_start.uri)}"
     yield "seed", str(config.seed)
-    yield "checkpoint", f"{run.record.created}, by {run.record.engine} on {run.record.world_size} ranks"
+    if run.record:
+        yield "checkpoint", f"{run.record.created}, by {run.record.engine} on {run.record.world_size} ranks"
 
 
-def _describe_environment(run: RunRecord) -> Iterator[tuple[str, str]]:
+def describe_environment(run: RunRecord) -> Iterator[tuple[str, str]]:
+    """Rows on where it ran; there is an environment."""
     environment = run.environment
     hardware, launch = environment["hardware"], environment["launch"]
     gpus = [gpu["name"] for gpu in hardware["gpus"]]
@@ -209,35 +248,39 @@ def _last_losses(run: RunRecord) -> dict[str, float]:
     return {"loss": fmean(step["loss"] for step in last), **parts} if last else {}
 
 
-def _evaluation(result: Mapping[str, Any]) -> str:
-    """One task, as `odonata evaluate` found it."""
-    rows = [
-        f"| {name} | {_say(figure['mean'])}{_say_half(figure['half_width'])} | {_say(result['trivial_figures'][name])} |"
-        for name, figure in result["summary"].items()
-    ]
+def describe_evaluation(result: Mapping[str, Any]) -> str:
+    """How one result of `odonata evaluate` came about."""
     seeds = len(result["seeds"])
+    return (
+        f"{result['steps']} steps of {result['global_batch']} clips, {seeds} seed{'s' * (seeds != 1)}, scored on {result['clips']} "
+        f"held-out clips. Trivial answer: {result['trivial']}."
+    )
+
+
+def compare_evaluation(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Metric, figure of this encoder and of the trivial answer."""
+    for name, figure in result["summary"].items():
+        yield name, f"{say(figure['mean'])}{_say_half(figure['half_width'])}", say(result["trivial_figures"][name])
+
+
+def _evaluation(result: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"## Evaluation: {result['task']}, {result['mode']}",
             "",
-            f"{result['steps']} steps of {result['global_batch']} clips, {seeds} seed{'s' * (seeds != 1)}, scored on {result['clips']} "
-            f"held-out clips. Trivial answer: {result['trivial']}.",
+            describe_evaluation(result),
             "",
             "| metric | this encoder | trivial answer |",
             "| --- | --- | --- |",
-            *rows,
+            *(f"| {' | '.join(row)} |" for row in compare_evaluation(result)),
         ]
     )
-
-
-def _own_evaluations(store: Store) -> list[dict[str, Any]]:
-    return [read_evaluation(store)] if store.list(EVALUATION) else []
 
 
 def _figures(heading: str, of_what: str, figures: Mapping[str, float | None]) -> str:
     if not figures:
         return ""
-    rows = [f"| {name} | {_say(value)} |" for name, value in figures.items()]
+    rows = [f"| {name} | {say(value)} |" for name, value in figures.items()]
     return "\n".join([f"## {heading}", "", f"| {of_what} | |", "| --- | --- |", *rows])
 
 
@@ -245,25 +288,16 @@ def _table(rows: Iterator[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def _read_json(store: Store, key: str) -> dict[str, Any]:
+def read_json(store: Store, key: str) -> dict[str, Any]:
+    """The object `key` of a run's record, empty where there is none; CheckpointError where it cannot be read."""
     try:
         return dict(json.loads(store.get(key)))
     except ObjectMissingError:
         return {}
     except ValueError as error:
         raise CheckpointError(
-            f"a card was to be written and {store.uri}/{key} is not JSON ({error}); remove or mend it"
+            f"the record of a run was to be read and {store.uri}/{key} is not JSON ({error}); remove or mend it"
         ) from error
-
-
-def _read_lines(store: Store, key: str, last_step: int) -> list[dict[str, Any]]:
-    """The lines of a journal up to `last_step`; those that are torn or cannot be read are left out, as a resume leaves them out."""
-    try:
-        lines = store.get(key).decode(errors="replace").splitlines()
-    except ObjectMissingError:
-        return []
-    entries = (_parse(line) for line in lines)
-    return [entry for entry in entries if entry and entry["step"] <= last_step]
 
 
 def _parse(line: str) -> dict[str, Any] | None:
@@ -282,7 +316,8 @@ def _last(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
 
 
-def _say(value: float | None) -> str:
+def say(value: float | None) -> str:
+    """A figure in four digits."""
     return "not a number" if value is None else f"{value:.4g}"
 
 
