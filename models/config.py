@@ -435,6 +435,7 @@ class DetectionConfig(Section):
     weight: float = Field(1.0, gt=0)
     """Factor on this task's loss in the sum over objectives."""
     lift: LiftConfig = LiftConfig()
+    """How images become features seen from above, and the cells in which boxes are found."""
     head_width: int = Field(64, ge=8)
     """Channels of the head's feature maps, as many as CenterPoint's has."""
     boxes: int = Field(300, ge=1, le=500)
