@@ -1,6 +1,6 @@
 # Everything runs in .venv, which `install` makes; nothing else has to be set up by hand.
 .DEFAULT_GOAL := help
-.PHONY: help install system check test slow demo clean
+.PHONY: help install system check test slow demo monitoring clean
 
 BIN := .venv/bin
 
@@ -8,7 +8,7 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= passive
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: ## Put everything into .venv, at once when nothing changed; PYTHON=... names the interpreter to take
 	@bash launch/install.sh $(PYTHON)
@@ -30,6 +30,9 @@ slow: install ## The tests that take minutes
 
 demo: install ## A synthetic city, then CroCo on its video on two FSDP2 ranks
 	bash launch/demo.sh
+
+monitoring: system ## A Prometheus of your own on http://localhost:9090 over a run on this machine, with our rules
+	@bash launch/monitoring.sh
 
 clean: ## Remove what the targets made, .venv and the demo's run included
 	rm -rf .venv demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

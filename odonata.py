@@ -385,6 +385,29 @@ def plan(
     )
 
 
+@app.command(epilog="Example: `odonata goodput s3://bucket/runs/base`")
+def goodput(
+    uri: Annotated[str, typer.Argument(metavar="RUN", help="Folder of the run, or s3://bucket/prefix.")],
+    store: StoreSettings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say where the wall time of a run went, over all its starts."""
+    from dataclasses import asdict
+
+    from trainer.config.load import parse_store_config
+    from trainer.observe.history import read_goodput
+    from trainer.store.open import open_store
+
+    found = read_goodput(open_store(uri, parse_store_config(store or [])))
+    if as_json:
+        print(json.dumps(asdict(found) | {"wall_s": found.wall_s, "ratio": found.ratio}, indent=2))
+        return
+    print(f"goodput {found.ratio:.1%} of {found.wall_s:,.0f} s; {found.starts} starts, ", end="")
+    print(f"{found.preemptions} preemptions, {found.lost_steps} steps lost to kills and made again")
+    rows = ((bucket, f"{seconds:,.1f}", f"{seconds / found.wall_s:.1%}") for bucket, seconds in found.seconds.items())
+    _print_table(("bucket", "seconds", "share"), rows, right=("seconds", "share"))
+
+
 def _parse_gpus(text: str) -> list[int]:
     counts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in counts):

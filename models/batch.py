@@ -6,7 +6,7 @@ returns, and they look into tuples and dicts, not into classes of ours.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -58,13 +58,15 @@ class Batch:
         consecutive_colours                          float32  3, of both, as above
         flow_px                                      float32  H W 2, right and down, to where what is seen stands in the next; or NaN
     `prepared[name]` is what objective `name` made of it, as its Preparation says.
-    `clips` names each sample for logs and pictures, `replaced` says which clips could not be read, and why.
+    `clips` names each sample for logs and pictures, `replaced` says which clips could not be read, and why; `reading` counts what
+    bringing them took, by name.
     """
 
     shared: Mapping[str, Tensor]
     prepared: Mapping[str, Mapping[str, Tensor]]
     clips: tuple[str, ...]
     replaced: tuple[str, ...] = ()
+    reading: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -1,29 +1,24 @@
-"""The exporter: the metrics of one process in a registry of their own, served on /metrics by a daemon thread.
+"""The exporter: the metrics of one process in a registry of their own.
 
 A registry of our own, so that two exporters in one process do not meet, and no library's metrics come along. A metric that
 nobody has set is not served: a loss of 0 before the first step would be a lie, and a timestamp of 0 an alert. Counters and
 histograms without labels of their own begin at 0, so that their first increase is seen.
 
-Left to whom: what there is to export is `metrics`; whoever holds an exporter decides what to do when it fails.
+Left to whom: what there is to export is `metrics`, pages and ports are `serving`; whoever holds an exporter decides what to do
+when it fails.
 """
 
-import errno
 import logging
-import os
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from monitoring.metrics import METRICS, Metric
+from monitoring.pulse import Pulse
+from monitoring.serving import Server
 
 log = logging.getLogger(__name__)
-
-PORTS_TRIED = 100
-"""Taken ports that are passed over before giving up."""
 
 
 class Exporter:
@@ -34,7 +29,7 @@ class Exporter:
         self.registry = CollectorRegistry()
         self._constant_labels = dict(constant_labels)
         self._families = {metric.name: self._register(metric) for metric in metrics}
-        self._server: _Server | None = None
+        self._server: Server | None = None
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge, or an info to 1."""
@@ -48,13 +43,18 @@ class Exporter:
         """Count `value` in a histogram."""
         self._child(name, labels).observe(value)
 
-    def serve(self, host: str, port: int) -> int:
-        """Serve /metrics on `port` of `host`, or the next one that is free; 0 is any. Returns the port; OSError if there is none."""
+    def serve(self, host: str, port: int, *, pulse: Pulse | None = None, peer_ports: Sequence[int] = ()) -> int:
+        """Serve as `Server` does. Returns the port; OSError if there is none."""
         assert self._server is None, "an exporter serves once"
-        self._server = _Server(self.registry, host, port)
+        self._server = Server(self.registry, host, port, pulse=pulse, peer_ports=peer_ports)
         if port not in (0, self._server.port):
             log.warning("metrics port %d is taken; /metrics is on port %d", port, self._server.port)
         return self._server.port
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What serving has cost."""
+        return self._server.cpu_seconds if self._server else 0.0
 
     def close(self) -> None:
         """Serve no more."""
@@ -77,42 +77,3 @@ class Exporter:
         family = self._families[name]
         known = self._constant_labels | dict(labels)
         return family.labels(**known) if known else family
-
-
-class _Server:
-    """An HTTP server in daemon threads, which end with the process."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._http, self._thread = _bind(registry, host, port)
-        self.port = int(self._http.server_port)
-        _close_after_fork(self._http)
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-
-def _bind(registry: CollectorRegistry, host: str, port: int) -> tuple[WSGIServer, threading.Thread]:
-    last = port if port == 0 else min(port + PORTS_TRIED, 65535)
-    for candidate in range(port, last + 1):
-        try:
-            return start_http_server(candidate, addr=host, registry=registry)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-    raise OSError(
-        errno.EADDRINUSE, f"ports {port} to {last} of {host} are all taken; set observe.metrics_port to another, or to 0 for any"
-    )
-
-
-def _close_after_fork(http: WSGIServer) -> None:
-    """Loader workers are forked: one that outlives a killed rank would hold the port, and the next start would move on."""
-    server = weakref.ref(http)
-
-    def close_in_child() -> None:
-        http = server()
-        if http:
-            http.socket.close()
-
-    os.register_at_fork(after_in_child=close_in_child)

@@ -23,7 +23,20 @@ def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
         (),
         *(
             (name,)
-            for name in ("train", "config", "synthesize", "pack", "plan", "evaluate", "import", "card", "view", "render", "pod")
+            for name in (
+                "train",
+                "config",
+                "synthesize",
+                "pack",
+                "plan",
+                "evaluate",
+                "import",
+                "card",
+                "view",
+                "goodput",
+                "render",
+                "pod",
+            )
         ),
     ],
 )
@@ -67,6 +80,7 @@ def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None
         (("pack", "--repair", "nowhere"), "has no place to pack it into"),
         (("pack", "--verify", "--version", "v1.0", "nowhere"), "whose versions are numbers"),
         (("pack", "--verify", "s3://"), "names no bucket"),
+        (("goodput", "nowhere"), "has no starts.jsonl; give the run.uri of a run"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(arguments: tuple[str, ...], sentence: str) -> None:

@@ -26,6 +26,7 @@ WHOLE = {
     "trainer/parity",
     "trainer/resume",
     "trainer/run_on_s3",
+    "trainer/watched_run",
     "trainer/checkpoint/memory",
     "trainer/checkpoint/sharded",
 }

@@ -150,7 +150,7 @@ def read_lines(store: Store, key: str, last_step: int = sys.maxsize) -> list[dic
 
 def figures_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of a line of evaluations.jsonl."""
-    return {name: value for name, value in evaluation.items() if name not in ("step", "time_s")}
+    return {name: value for name, value in evaluation.items() if name not in ("step", "time_s", "seconds")}
 
 
 def _head(run: RunRecord, licence: str | None) -> str:

@@ -16,6 +16,8 @@ A message has four parts: what was asked, what was found, what would do, what to
 `assert` is for our own slips. They are caught in two places: `odonata.py` turns the class into the exit code, and
 `trainer.data.loader` turns a ClipError into a replaced clip.
 
+One end is no exception: the watchdog of a rank whose step hangs ends its process with 75 (trainer/watchdog.py).
+
 Left to whom: what Kubernetes does with a code is decided in `k8s/`.
 """
 

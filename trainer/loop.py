@@ -2,6 +2,7 @@
 
     run.steps():   fetch a batch -> engine.train_micro_step (x micro_steps) -> reduce -> engine.update -> StepReport
     after a step:  evaluate? draw? begin to save? tell of saves that ended? stop?
+    pulse:         told of every step, and of what is no step, so that a hang is noticed
 
 Everything here is plumbing. What is learnt is the objectives' business, what a step costs the engine's, what a step
 means for the run (its clips, crops and masks) a pure function of (seed, step, slot) in `trainer.data`. The parts are put
@@ -11,6 +12,7 @@ together in `trainer.start`.
 import json
 import logging
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,8 +21,10 @@ from typing import NoReturn
 import torch
 
 from models.batch import Batch, Losses
+from monitoring.pulse import Pulse
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.config.run import RunConfig
+from trainer.data.counting import sum_counts
 from trainer.errors import DataError, DivergedError, PreemptedError
 from trainer.held_out import HeldOut
 from trainer.memory import peak_memory_bytes
@@ -58,6 +62,7 @@ class Run:
     observer: Observers
     store: Store
     stop: StopWish
+    pulse: Pulse
     progress: Progress = field(default_factory=Progress)
 
 
@@ -66,6 +71,7 @@ def train(run: Run) -> None:
     while run.progress.step < run.config.steps:
         report, stop = take_step(run)
         run.observer.step(report)
+        run.pulse.tell_step(report.step, report.step_seconds)
         check_health(run, report)
         if is_due(run, run.config.observe.evaluate_every_steps):
             evaluate(run)
@@ -105,6 +111,10 @@ def take_step(run: Run) -> tuple[StepReport, bool]:
         skipped=skipped,
         step_seconds=time.perf_counter() - started,
         data_seconds=tally.data_seconds,
+        phase_seconds=run.engine.stopwatch.take(),
+        slowest_rank=tally.slowest_rank,
+        skew_seconds=tally.skew_seconds,
+        reading=tally.reading,
         clips=run.config.global_batch,
         tokens=run.config.global_batch * run.engine.tokens_per_sample,
         skipped_steps=run.progress.skipped_steps,
@@ -123,15 +133,21 @@ class Tally:
     replaced: int = 0
     stop: bool = False
     data_seconds: float = 0.0
+    slowest_rank: int = 0
+    skew_seconds: float = 0.0
+    reading: dict[str, float] = field(default_factory=dict)
     clips: list[str] = field(default_factory=list)
     _losses: list[Losses] = field(default_factory=list)
 
     def fetch(self, run: Run) -> Batch:
         """The next micro-batch on the device; waiting for it is counted."""
+        stopwatch = run.engine.stopwatch
         started = time.perf_counter()
-        batch = next(run.batches)
+        with stopwatch.timing_host("data_wait"):
+            batch = next(run.batches)
         self.data_seconds += time.perf_counter() - started
-        return batch.to(run.engine.launch.device)
+        with stopwatch.timing("host_to_device"):
+            return batch.to(run.engine.launch.device)
 
     def add(self, batch: Batch, losses: Losses) -> None:
         """Note one micro-batch; tensors stay on the device until the step's sums are read."""
@@ -139,6 +155,7 @@ class Tally:
             log.warning("replaced a clip that could not be read: %s", reason)
         self.clips += batch.clips
         self.replaced += len(batch.replaced)
+        self.reading = sum_counts([self.reading, batch.reading])
         self._losses.append(Losses(losses.total.detach(), losses.parts))
 
     def agree(self, run: Run) -> None:
@@ -146,12 +163,29 @@ class Tally:
         names = sorted(self._losses[0].parts)
         micro = torch.stack([torch.stack([losses.total, *(losses.parts[n] for n in names)]) for losses in self._losses])
         values = micro.double().mean(dim=0).tolist()
-        sums = run.engine.reduce([*values, float(self.replaced), float(run.stop.signal is not None)])
-        world_size = run.engine.launch.world_size
-        self.loss, *parts = (value / world_size for value in sums[:-2])
+        counts = [float(self.replaced), float(run.stop.signal is not None)]
+        with run.engine.stopwatch.timing_host("collective_wait"):
+            sums = run.engine.reduce([*values, *counts, *own_seconds(run)])
+        world_size, last = run.engine.launch.world_size, len(values)
+        self.loss, *parts = (value / world_size for value in sums[:last])
         self.parts = dict(zip(names, parts, strict=True))
-        self.replaced = round(sums[-2])
-        self.stop = sums[-1] > 0
+        self.replaced = round(sums[last])
+        self.stop = sums[last + 1] > 0
+        of_ranks = sums[last + 2 :]
+        self.slowest_rank = of_ranks.index(max(of_ranks))
+        self.skew_seconds = max(of_ranks) - statistics.median(of_ranks)
+
+
+def own_seconds(run: Run) -> list[float]:
+    """What each rank, this one alone known, spent in the step on what no other rank can hold up; the sum over ranks knows all.
+
+    Waiting for data and copying it; the forward, too, where weights are not gathered in it.
+    """
+    launch, stopwatch = run.engine.launch, run.engine.stopwatch
+    phases = ("data_wait", "host_to_device") + (() if launch.engine in ("fsdp2", "zero3") else ("forward",))
+    seconds = [0.0] * launch.world_size
+    seconds[launch.rank] = sum(stopwatch.seconds(phase) for phase in phases)
+    return seconds
 
 
 def advance(progress: Progress, *, skipped: bool, replaced: int) -> Progress:
@@ -189,13 +223,14 @@ def check_health(run: Run, report: StepReport) -> None:
 
 def save(run: Run) -> None:
     """Begin a checkpoint of the state after this step; every rank takes part, and training goes on once the state is copied."""
-    run.checkpoints.save(
-        run.progress.step,
-        run.engine.state(),
-        engine=run.engine.launch.engine,
-        progress=asdict(run.progress),
-        before_commit=run.observer.sync,
-    )
+    with run.pulse.during("checkpoint"):
+        run.checkpoints.save(
+            run.progress.step,
+            run.engine.state(),
+            engine=run.engine.launch.engine,
+            progress=asdict(run.progress),
+            before_commit=run.observer.sync,
+        )
 
 
 def report_saves(run: Run) -> None:
@@ -206,7 +241,8 @@ def report_saves(run: Run) -> None:
 
 def finish_saves(run: Run) -> None:
     """Wait for the save in flight, whose failure is now an error: no later one will make up for it."""
-    run.checkpoints.finish()
+    with run.pulse.during("checkpoint"):
+        run.checkpoints.finish()
     report_saves(run)
     if run.checkpoints.last_error:
         raise run.checkpoints.last_error
@@ -215,11 +251,14 @@ def finish_saves(run: Run) -> None:
 def stop_saved(run: Run) -> NoReturn:
     """End after a signal with this step saved, or with the newest checkpoint where the grace period is too short for one more."""
     if not is_due(run, run.config.checkpoint.every_steps):
-        if run.checkpoints.fits_into(run.config.checkpoint.grace_s - run.stop.seconds_ago):
+        with run.pulse.during("checkpoint"):
+            fits = run.checkpoints.fits_into(run.config.checkpoint.grace_s - run.stop.seconds_ago)
+        if fits:
             save(run)
         else:
             log.warning("too little of the grace period is left for a checkpoint of step %d", run.progress.step)
     finish_saves(run)
+    run.observer.preempted(run.progress.step)
     raise PreemptedError(
         f"stopped by a signal after step {run.progress.step}; step {run.checkpoints.last_committed_step} is saved; "
         "start the same job again to go on"
@@ -228,14 +267,17 @@ def stop_saved(run: Run) -> NoReturn:
 
 def evaluate(run: Run) -> None:
     """Figures of the pretext task on the held-out clips."""
-    figures = run.held_out.evaluate(run.engine)
+    started = time.perf_counter()
+    with run.pulse.during("evaluation"):
+        figures = run.held_out.evaluate(run.engine)
     if figures:
-        run.observer.evaluation(run.progress.step, figures)
+        run.observer.evaluation(run.progress.step, figures, seconds=time.perf_counter() - started)
 
 
 def draw(run: Run) -> None:
     """Contact sheets of a few held-out clips."""
-    run.observer.pictures(run.progress.step, run.held_out.draw(run.engine))
+    with run.pulse.during("pictures"):
+        run.observer.pictures(run.progress.step, run.held_out.draw(run.engine))
 
 
 def write_incident(run: Run, tally: Tally) -> None:

@@ -5,13 +5,15 @@ ranks       join the process group, become the run's writer
 model       seeded weights, warm start, freeze, engine (sharding, optimiser, moving average)
 state       the newest whole checkpoint, if there is one
 batches     from the step that the state says
-observers   the run folder, the progress bar, /metrics
+observers   the run folder, the progress bar, /metrics, the watchdog
 """
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -20,6 +22,7 @@ from models.batch import Batch
 from models.config import SimipuConfig
 from models.objectives.base import Preparation
 from models.pretraining import build_model, build_preparations
+from monitoring.pulse import Pulse
 from trainer.checkpoint.manager import CheckpointManager, load_into_model
 from trainer.checkpoint.record import Record
 from trainer.config.run import RunConfig
@@ -34,12 +37,16 @@ from trainer.experiment import check_same_data, check_same_experiment, pin_data
 from trainer.held_out import HeldOut, read_held_out
 from trainer.loop import Progress, Run, train
 from trainer.observe.build import build_observer
+from trainer.observe.metrics import Work
+from trainer.observe.observers import Observers
 from trainer.parallel.engine import Engine, build_engine
 from trainer.parallel.launch import Launch, micro_steps, process_group
 from trainer.parallel.peers import find_peers
 from trainer.stop import listening
 from trainer.store.base import Store
 from trainer.store.open import open_store
+from trainer.utilisation import measure_work
+from trainer.watchdog import watching
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +72,9 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
             checkpoints.prepare(engine.state())
             batches = build_batches(config, launch, training, preparations, share, first_step=progress.step)
             held_out_clips = read_held_out_clips(config, launch, held_out, preparations, micro_batch=micro_batch)
-            observer = build_observer(config, launch, store, resumed_at=progress.step, source=training.describe())
-            with closing(observer), listening() as stop:
+            work = partial(measure_work, config, launch, held_out_clips.pictures, micro_batch=micro_batch)
+            watched = observing(config, launch, store, engine, work, resumed_at=progress.step, source=training.describe())
+            with watched as (observer, pulse), listening() as stop:
                 train(
                     Run(
                         config=config,
@@ -78,9 +86,50 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
                         observer=observer,
                         store=store,
                         stop=stop,
+                        pulse=pulse,
                         progress=progress,
                     )
                 )
+
+
+@contextmanager
+def observing(
+    config: RunConfig,
+    launch: Launch,
+    store: Store,
+    engine: Engine,
+    work: Callable[[], Work],
+    *,
+    resumed_at: int,
+    source: Mapping[str, Any],
+) -> Iterator[tuple[Observers, Pulse]]:
+    """What shows the run and what watches over it, until the end of the block; `work` is called where utilisation can be shown."""
+    observe = config.observe
+    pulse = Pulse(factor=observe.hang_factor, least_s=observe.hang_least_s, grace_s=observe.hang_grace_s)
+    watched = watching(
+        pulse,
+        store,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        least_s=observe.hang_least_s,
+        doing=lambda: engine.stopwatch.phase,
+    )
+    with watched as watchdog:
+        observer = build_observer(
+            config,
+            launch,
+            store,
+            resumed_at=resumed_at,
+            source=source,
+            pulse=pulse,
+            measure_work=work,
+            watchdog_cpu_seconds=lambda: watchdog.cpu_seconds,
+        )
+        try:
+            yield observer, pulse
+        finally:
+            with pulse.during("close"):
+                observer.close()
 
 
 @contextmanager

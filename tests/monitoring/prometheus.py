@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ needs_prometheus = pytest.mark.skipif(
 needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool on PATH; launch/system.sh installs it")
 
 CONFIG = """\
-global: {{scrape_interval: 200ms, scrape_timeout: 200ms}}
+global: {{scrape_interval: {every}, scrape_timeout: {every}, evaluation_interval: {every}}}
+rule_files: {rules}
 scrape_configs:
   - job_name: odonata
     static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
@@ -41,6 +42,12 @@ class Prometheus:
         with urllib.request.urlopen(address, timeout=5) as answer:
             return list(json.load(answer)["data"]["result"])
 
+    def rule_health(self) -> dict[str, str]:
+        """Whether each rule could be evaluated, by name."""
+        with urllib.request.urlopen(f"{self.url}/api/v1/rules", timeout=5) as answer:
+            groups = json.load(answer)["data"]["groups"]
+        return {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
+
     def is_ready(self) -> bool:
         """Whether it answers at all."""
         try:
@@ -51,10 +58,10 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(port: int, folder: Path) -> Iterator[Prometheus]:
-    """A server of its own that scrapes `port` of this machine five times a second, and has done so."""
+def scraping(port: int, folder: Path, rules: Sequence[Path] = (), *, every: str = "200ms") -> Iterator[Prometheus]:
+    """A server of its own that scrapes `port` of this machine, five times a second by default, and has done so; it evaluates `rules`."""
     config, listen = folder / "prometheus.yml", free_port()
-    config.write_text(CONFIG.format(port=port))
+    config.write_text(CONFIG.format(port=port, every=every, rules=json.dumps([str(path.absolute()) for path in rules])))
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{listen}"], stdout=log, stderr=log, cwd=folder)

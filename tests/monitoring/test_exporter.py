@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from monitoring import exporter as exporter_module
+from monitoring import serving
 from monitoring.exporter import Exporter
 from monitoring.metrics import METRICS
 from tests.monitoring.prometheus import needs_prometheus, needs_promtool, scraping, wait_until
@@ -100,7 +100,7 @@ def test_a_taken_port_moves_on_to_the_next_free_one_and_says_so(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         port = exporter.serve("127.0.0.1", taken_port)
-    assert taken_port < port <= taken_port + exporter_module.PORTS_TRIED
+    assert taken_port < port <= taken_port + serving.PORTS_TRIED
     assert caplog.messages == [f"metrics port {taken_port} is taken; /metrics is on port {port}"]
     assert "odonata_clips_total" in samples(fetch(port))
 
@@ -114,7 +114,7 @@ def test_a_free_port_is_taken_as_asked_and_without_a_word(exporter: Exporter, ca
 
 
 def test_no_free_port_is_a_sentence(exporter: Exporter, taken_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter_module, "PORTS_TRIED", 0)
+    monkeypatch.setattr(serving, "PORTS_TRIED", 0)
     with pytest.raises(OSError, match=r"are all taken; set observe\.metrics_port"):
         exporter.serve("127.0.0.1", taken_port)
 

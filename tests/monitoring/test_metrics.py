@@ -6,7 +6,7 @@ import pytest
 
 from monitoring.metrics import METRICS, Metric
 
-UNITS = ("seconds", "bytes")
+UNITS = ("seconds", "bytes", "ratio")
 
 
 def test_names_are_unique() -> None:

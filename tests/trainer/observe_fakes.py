@@ -3,8 +3,11 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from trainer.observe.report import SilentObserver, StepReport
+
+CPU = torch.device("cpu")
 
 REPORT = StepReport(
     step=1,
@@ -16,6 +19,10 @@ REPORT = StepReport(
     skipped=False,
     step_seconds=0.5,
     data_seconds=0.125,
+    phase_seconds={"data_wait": 0.125, "forward": 0.125, "backward": 0.25},
+    slowest_rank=1,
+    skew_seconds=0.0625,
+    reading={"files": 8.0, "bytes": 8000.0, "decode_seconds": 1.0, "load_seconds": 1.5, "fetches": 4.0, "cache_hits": 2.0},
     clips=8,
     tokens=1000,
     skipped_steps=0,
@@ -47,6 +54,8 @@ class Seat:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 2
+    local_world_size: int = 2
+    device: torch.device = CPU
     engine: str = "fsdp2"
     precision: str = "bf16"
 
@@ -62,6 +71,9 @@ class SilentKeeper(SilentObserver):
     """Keeps nothing."""
 
     def sync(self) -> None:
+        """See Keeper."""
+
+    def preempted(self, step: int) -> None:
         """See Keeper."""
 
 

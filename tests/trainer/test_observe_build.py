@@ -41,11 +41,11 @@ def test_rank_0_leaves_a_whole_run_folder(tmp_path: Path) -> None:
     observer = build_observer(config, Seat(), open_store(tmp_path), resumed_at=0, source={"samples": 3}, console=pipe())
     observer.step(report(1))
     observer.checkpoint(Saved(step=1))
-    observer.evaluation(1, {"croco/true": 0.5})
+    observer.evaluation(1, {"croco/true": 0.5}, seconds=0.5)
     observer.pictures(1, sheets())
     observer.close()
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    records = {"steps.jsonl", "evaluations.jsonl", "checkpoints.jsonl"}
+    records = {"steps.jsonl", "evaluations.jsonl", "checkpoints.jsonl", "starts.jsonl"}
     assert files == records | {"config.yaml", "environment.json", "pictures/step-000001-croco.png"}
     assert parse_run_config(yaml.safe_load((tmp_path / "config.yaml").read_text()), origin="the record") == config
     assert json.loads((tmp_path / "environment.json").read_text())["data"] == {"samples": 3}
@@ -72,7 +72,7 @@ def test_each_rank_serves_its_metrics_even_if_its_port_is_taken(tmp_path: Path, 
     assert f"metrics port {taken} is taken" in caplog.text
     [url] = re.findall(r"metrics of rank 5: (\S+)", caplog.text)
     with urllib.request.urlopen(url, timeout=5) as page:
-        assert 'odonata_loss{rank="5"} 0.5' in page.read().decode()
+        assert f'odonata_loss{{rank="5",run="{tmp_path.name}"}} 0.5' in page.read().decode()
     observer.close()
 
 

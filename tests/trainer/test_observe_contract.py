@@ -46,7 +46,7 @@ def test_every_observer_bears_a_whole_run(observer: Observer) -> None:
     for step in (1, 2, 3):
         observer.step(report(step))
     observer.checkpoint(Saved(step=3))
-    observer.evaluation(3, {"croco/true": 0.5})
+    observer.evaluation(3, {"croco/true": 0.5}, seconds=0.5)
     observer.pictures(3, sheets())
     observer.step(report(4))
     observer.close()
@@ -54,7 +54,7 @@ def test_every_observer_bears_a_whole_run(observer: Observer) -> None:
 
 def test_every_observer_bears_numbers_that_are_not_finite(observer: Observer) -> None:
     observer.step(report(1, loss=math.nan, parts={"croco/pixels": math.nan}, grad_norm=math.inf, skipped=True, skipped_steps=1))
-    observer.evaluation(1, {"croco/true": math.nan})
+    observer.evaluation(1, {"croco/true": math.nan}, seconds=0.5)
     broken = sheets()
     broken["croco"]["reconstruction"][:] = math.nan
     observer.pictures(1, broken)

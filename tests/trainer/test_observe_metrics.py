@@ -4,13 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from models.flops import Flops
 from monitoring.exporter import Exporter
+from monitoring.goodput import BUCKETS, Goodput
 from monitoring.metrics import METRICS
 from tests.trainer.observe_fakes import Saved, Seat, report
 from trainer.config.load import parse_run_config
 from trainer.config.run import RunConfig
 from trainer.observe.build import build_metrics
-from trainer.observe.metrics import Metrics
+from trainer.observe.metrics import Metrics, Work
 
 
 def value(exporter: Exporter, name: str, **labels: str) -> float | None:
@@ -38,7 +40,9 @@ def config() -> RunConfig:
 
 @pytest.fixture
 def metrics(config: RunConfig) -> Iterator[Metrics]:
-    metrics = build_metrics(config, Seat(rank=1, local_rank=1), resumed_at=0)
+    goodput = Goodput(dict.fromkeys(BUCKETS, 1.0), starts=3, preemptions=1, lost_steps=5)
+    work = Work({"croco": Flops(needed=300, again=100)}, peak_flops=1000.0)
+    metrics = build_metrics(config, Seat(rank=1, local_rank=1), resumed_at=0, work=work, goodput=goodput)
     yield metrics
     metrics.close()
 
@@ -103,3 +107,28 @@ def test_a_failed_save_is_counted_and_is_no_checkpoint(exporter: Exporter) -> No
     Metrics(exporter, resumed_at=0).checkpoint(Saved(error=OSError("full")))
     assert value(exporter, "odonata_checkpoint_failures_total") == 1
     assert not value(exporter, "odonata_checkpoints_total")
+
+
+def test_utilisation_is_what_a_step_needs_over_what_devices_can_do(metrics: Metrics) -> None:
+    metrics.step(report(1, step_seconds=0.5))
+    assert value(metrics.exporter, "odonata_mfu_ratio", run="first") == 300 / (1000 * 0.5)
+    assert value(metrics.exporter, "odonata_hfu_ratio", run="first") == 400 / (1000 * 0.5)
+
+
+def test_goodput_grows_from_where_the_record_ends(exporter: Exporter) -> None:
+    before = Goodput({**dict.fromkeys(BUCKETS, 0.0), "productive": 6.0, "down": 4.0}, starts=2, preemptions=0, lost_steps=0)
+    times = iter([100.0, 102.0, 102.0])
+    metrics = Metrics(exporter, resumed_at=1, goodput=before, clock=lambda: next(times))
+    metrics.step(report(2, step_seconds=2.0, data_seconds=0.5))
+    assert value(exporter, "odonata_goodput_seconds", bucket="productive") == 7.5
+    assert value(exporter, "odonata_goodput_seconds", bucket="data_wait") == 0.5
+    assert value(exporter, "odonata_goodput_ratio") == 7.5 / 12
+
+
+def test_the_lag_of_checkpoints_is_what_a_kill_would_cost(exporter: Exporter) -> None:
+    metrics = Metrics(exporter, resumed_at=10)
+    metrics.step(report(14))
+    assert value(exporter, "odonata_checkpoint_lag_steps") == 4
+    metrics.checkpoint(Saved(step=14))
+    metrics.step(report(15))
+    assert value(exporter, "odonata_checkpoint_lag_steps") == 1

@@ -111,7 +111,7 @@ def test_rare_events_have_a_line_each() -> None:
     configure_logging(0, console)
     milestones = Milestones()
     milestones.checkpoint(Saved(step=3, seconds=0.5, bytes=2_000_000))
-    milestones.evaluation(3, {"true": 0.25, "wrong": 0.5})
+    milestones.evaluation(3, {"true": 0.25, "wrong": 0.5}, seconds=0.5)
     milestones.checkpoint(Saved(step=4, error=StoreError("the store is full")))
     assert "checkpoint of step 3: 2.0 MB in 0.5 s, of which training waited 0.12 s" in text_of(console)
     assert "checkpoint of step 4 failed, training goes on: the store is full" in text_of(console)

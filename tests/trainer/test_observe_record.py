@@ -54,7 +54,7 @@ def write_steps(folder: Path, last: int) -> None:
     with recording(folder) as record:
         for step in range(1, last + 1):
             record.step(report(step))
-            record.evaluation(step, {"croco/true": 0.5})
+            record.evaluation(step, {"croco/true": 0.5}, seconds=0.5)
             record.checkpoint(Saved(step=step))
 
 
@@ -72,12 +72,13 @@ def files_no_larger_than(size_bytes: int) -> Iterator[None]:
 def test_a_step_is_one_object_with_all_of_its_report(tmp_path: Path) -> None:
     with recording(tmp_path) as record:
         record.step(report(1))
-    assert read_lines(tmp_path / "steps.jsonl") == [asdict(report(1)) | {"time_s": 7.0}]
+    [line] = read_lines(tmp_path / "steps.jsonl")
+    assert line | {"reading": report(1).reading} == asdict(report(1)) | {"time_s": 7.0}
 
 
 def test_evaluations_and_checkpoints_have_lines_of_their_own(tmp_path: Path) -> None:
     write_steps(tmp_path, 1)
-    assert read_lines(tmp_path / "evaluations.jsonl") == [{"step": 1, "croco/true": 0.5, "time_s": 7.0}]
+    assert read_lines(tmp_path / "evaluations.jsonl") == [{"step": 1, "seconds": 0.5, "croco/true": 0.5, "time_s": 7.0}]
     assert read_lines(tmp_path / "checkpoints.jsonl") == [
         {"step": 1, "seconds": 0.5, "stall_seconds": 0.125, "bytes": 2_000_000, "time_s": 7.0}
     ]

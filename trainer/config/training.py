@@ -105,6 +105,12 @@ class ObserveConfig(Section):
     """Prometheus /metrics of local rank r listens on this port + r, or the next free one; none serves none."""
     metrics_host: str = "0.0.0.0"
     """Address that /metrics listens on."""
+    hang_factor: float = Field(20.0, gt=1)
+    """A step that lasts so many times the typical one is a hang: /healthz fails, stacks go to incidents/, and the process ends with 75."""
+    hang_least_s: float = Field(400.0, gt=0)
+    """... but only after so many seconds. Below data.timeout_s, a store that is slow for a while would look like a hang."""
+    hang_grace_s: float = Field(1800.0, gt=0)
+    """Seconds that what is no step may last: the first steps, an evaluation, waiting for a checkpoint."""
 
 
 WarmParts = Literal["encoder", "encoder_and_decoder", "model"]

@@ -24,6 +24,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
+from trainer.data.counting import count, counting_seconds
 from trainer.data.transforms import Window
 from trainer.errors import ClipError
 
@@ -50,9 +51,12 @@ Pixels = UInt8[np.ndarray, "H W 3"]
 def read_bytes(path: Path, *, clip: str) -> bytes:
     """A whole file; ClipError where that is not possible."""
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise ClipError(clip, f"{path} cannot be read: {error.strerror or error}") from error
+    count("files")
+    count("bytes", float(len(data)))
+    return data
 
 
 def read_size(data: bytes, *, clip: str, file: str) -> tuple[int, int]:
@@ -69,7 +73,8 @@ def decode_window(data: bytes, window: Window, *, size_px: tuple[int, int], clip
         found_px, is_plain_jpeg = _look_at(data)
         if found_px != size_px:
             raise ClipError(clip, f"{file} is {found_px} pixels wide and high and was to be {size_px}")
-        pixels = _cut_out(_decode_jpeg(data, size_px, window.shrink), window) if is_plain_jpeg else _read_other(data, window)
+        with counting_seconds("decode_seconds"):
+            pixels = _cut_out(_decode_jpeg(data, size_px, window.shrink), window) if is_plain_jpeg else _read_other(data, window)
     except _UNREADABLE as error:
         raise ClipError(clip, f"{file} is no whole image ({len(data)} bytes): {error}") from error
     return cv2.flip(pixels, 1) if window.is_mirrored else pixels

@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 
 from models.batch import Batch
 from models.objectives.base import Preparation
+from trainer.data.counting import counting, sum_counts
 from trainer.data.order import Order, Purpose, Share, random_stream
 from trainer.data.read_ahead import read_ahead
 from trainer.data.shared_ring import Memory, shared_memories
@@ -42,6 +43,8 @@ class PlacedSample:
     shared: Sample
     prepared: Mapping[str, Mapping[str, np.ndarray]]
     replaced: tuple[str, ...]
+    reading: Mapping[str, float]
+    """As `counting` counts."""
 
 
 class PlacedSamples:
@@ -56,13 +59,14 @@ class PlacedSamples:
     def read(self, place: Place, room: Room = new_room) -> PlacedSample:
         """Pure and safe in several threads, as sources are."""
         step, slot = place
-        index, sample, replaced = self._read(step, slot, room)
-        prepared = {
-            name: preparation.prepare(sample, random_stream(self.order.seed, Purpose.PREPARE, step=step, slot=slot))
-            for name, preparation in self.preparations.items()
-        }
+        with counting() as reading:
+            index, sample, replaced = self._read(step, slot, room)
+            prepared = {
+                name: preparation.prepare(sample, random_stream(self.order.seed, Purpose.PREPARE, step=step, slot=slot))
+                for name, preparation in self.preparations.items()
+            }
         kept = {field: sample[field] for field in sorted(self.kept)}
-        return PlacedSample(self.source.name(index), kept, prepared, replaced)
+        return PlacedSample(self.source.name(index), kept, prepared, replaced, reading)
 
     def _read(self, step: int, slot: int, room: Room) -> tuple[int, Sample, tuple[str, ...]]:
         replaced: list[str] = []
@@ -222,16 +226,17 @@ def stack(samples: Sequence[PlacedSample], memory: Memory) -> Made:
         tuple(samples[0].prepared),
         tuple(sample.clip for sample in samples),
         tuple(reason for sample in samples for reason in sample.replaced),
+        sum_counts(sample.reading for sample in samples),
     )
     return Made({name: memory.stack(name, of_name) for name, of_name in arrays.items()}, rest)
 
 
 def as_batch(made: Made) -> Batch:
     """What `stack` made, as tensors."""
-    objectives, clips, replaced = made.rest
+    objectives, clips, replaced, reading = made.rest
     shared: dict[str, torch.Tensor] = {}
     prepared: dict[str, dict[str, torch.Tensor]] = {objective: {} for objective in objectives}
     for name, array in made.arrays.items():
         objective, _, own = name.rpartition("/")
         (prepared[objective] if objective else shared)[own] = torch.from_numpy(array)
-    return Batch(shared, prepared, clips, replaced)
+    return Batch(shared, prepared, clips, replaced, reading)

@@ -13,11 +13,14 @@ from typing import Any
 from rich.console import Console
 
 from monitoring.exporter import Exporter
+from monitoring.goodput import Goodput
+from monitoring.pulse import Pulse
 from trainer.config.load import dump_run_config
 from trainer.config.run import RunConfig
 from trainer.observe.environment import Place, describe_environment
+from trainer.observe.history import read_goodput
 from trainer.observe.logs import CONSOLE
-from trainer.observe.metrics import Metrics
+from trainer.observe.metrics import Metrics, Work
 from trainer.observe.observers import Observers
 from trainer.observe.pictures import Pictures
 from trainer.observe.progress import Milestones, build_progress
@@ -29,9 +32,21 @@ log = logging.getLogger(__name__)
 
 
 def build_observer(
-    config: RunConfig, place: Place, store: Store, *, resumed_at: int, source: Mapping[str, Any], console: Console = CONSOLE
+    config: RunConfig,
+    place: Place,
+    store: Store,
+    *,
+    resumed_at: int,
+    source: Mapping[str, Any],
+    pulse: Pulse | None = None,
+    measure_work: Callable[[], Work | None] = lambda: None,
+    watchdog_cpu_seconds: Callable[[], float] = lambda: 0.0,
+    console: Console = CONSOLE,
 ) -> Observers:
-    """All observers of this rank as one; `source` is what the training data says of itself."""
+    """All observers of this rank as one; `source` is what the training data says of itself.
+
+    `pulse` is what probes ask, `measure_work` is called where utilisation can be shown.
+    """
     builders: list[Callable[[], Observer]] = []
     record = None
     if place.rank == 0:
@@ -43,7 +58,20 @@ def build_observer(
             lambda: build_progress(console, every_steps=config.observe.log_every_steps),
         ]
     if config.observe.metrics_port is not None:
-        builders.append(lambda: build_metrics(config, place, resumed_at=resumed_at))
+
+        def build() -> Metrics:
+            goodput = read_goodput(store) if record else None
+            return build_metrics(
+                config,
+                place,
+                resumed_at=resumed_at,
+                pulse=pulse,
+                work=measure_work(),
+                goodput=goodput,
+                watchdog_cpu_seconds=watchdog_cpu_seconds,
+            )
+
+        builders.append(build)
     return Observers(record, build_monitors(builders))
 
 
@@ -58,19 +86,31 @@ def build_monitors(builders: list[Callable[[], Observer]]) -> list[Observer]:
     return monitors
 
 
-def build_metrics(config: RunConfig, place: Place, *, resumed_at: int) -> Metrics:
-    """The metrics of this rank, served; local rank r asks for the configured port + r."""
+def build_metrics(
+    config: RunConfig,
+    place: Place,
+    *,
+    resumed_at: int,
+    pulse: Pulse | None = None,
+    work: Work | None = None,
+    goodput: Goodput | None = None,
+    watchdog_cpu_seconds: Callable[[], float] = lambda: 0.0,
+) -> Metrics:
+    """The metrics of this rank, served; local rank r asks for the configured port + r, and local rank 0 knows the others there."""
     port = config.observe.metrics_port
     assert port is not None, "the caller has looked"
-    exporter = Exporter({"rank": str(place.rank)})
-    exporter.set(
-        "odonata_run_info",
-        1,
-        run=PurePosixPath(config.run.uri).name,
-        engine=place.engine,
-        world_size=str(place.world_size),
-        precision=place.precision,
-    )
-    bound = exporter.serve(config.observe.metrics_host, min(port + place.local_rank, 65535) if port else 0)
+    exporter = Exporter({"run": PurePosixPath(config.run.uri).name, "rank": str(place.rank)})
+    exporter.set("odonata_run_info", 1, engine=place.engine, world_size=str(place.world_size), precision=place.precision)
+    exporter.set("odonata_world_size", place.world_size)
+    peers = range(port + 1, port + place.local_world_size) if port and not place.local_rank else ()
+    own = min(port + place.local_rank, 65535) if port else 0
+    bound = exporter.serve(config.observe.metrics_host, own, pulse=pulse, peer_ports=peers)
     log.info("metrics of rank %d: http://%s:%d/metrics", place.rank, config.observe.metrics_host, bound)
-    return Metrics(exporter, resumed_at=resumed_at)
+    return Metrics(
+        exporter,
+        resumed_at=resumed_at,
+        device=place.device,
+        work=work,
+        goodput=goodput,
+        other_cpu_seconds=lambda: exporter.cpu_seconds + watchdog_cpu_seconds(),
+    )

@@ -29,9 +29,9 @@ class Observers:
         """See Observer."""
         self._tell(lambda observer: observer.checkpoint(saved))
 
-    def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+    def evaluation(self, step: int, figures: Mapping[str, float], *, seconds: float) -> None:
         """See Observer."""
-        self._tell(lambda observer: observer.evaluation(step, figures))
+        self._tell(lambda observer: observer.evaluation(step, figures, seconds=seconds))
 
     def pictures(self, step: int, sheets: Sheets) -> None:
         """See Observer."""
@@ -41,6 +41,11 @@ class Observers:
         """Bring the record to where it outlives this process."""
         if self._record:
             self._record.sync()
+
+    def preempted(self, step: int) -> None:
+        """The run was asked to stop and does."""
+        if self._record:
+            self._record.preempted(step)
 
     def close(self) -> None:
         """See Observer; monitors are closed even if the record cannot be."""

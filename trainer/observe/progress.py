@@ -108,7 +108,7 @@ class Milestones(SilentObserver):
                 "checkpoint of step %d: %.1f MB in %.1f s, of which training waited %.2f s", saved.step, saved.bytes / 1e6, *took
             )
 
-    def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+    def evaluation(self, step: int, figures: Mapping[str, float], *, seconds: float) -> None:
         """See Observer."""
         log.info("held-out clips after step %d: %s", step, "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 

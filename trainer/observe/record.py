@@ -2,23 +2,27 @@
 
     config.yaml          the resolved config of the last start; config-until-step-N.yaml is one that was changed then
     environment.json     versions, revision, hardware and launch of the last start
-    steps.jsonl          one object a step, StepReport's fields and `time_s`, seconds since 1970
+    steps.jsonl          one object a step, StepReport's fields but `reading`, and `time_s`, seconds since 1970
     evaluations.jsonl    one object an evaluation: step, time_s and the figures by name
     checkpoints.jsonl    one object a save: step, time_s, seconds, stall_seconds, bytes, and the error of one that failed
+    starts.jsonl         one object a start, with what the kill before it cost, and one for each stop after a signal
 
-A run that resumes after step k keeps the lines up to step k, so each step is there once. Only rank 0 keeps a record.
+A run that resumes after step k keeps the lines up to step k, so each step is there once; of starts all lines stay. Only rank 0 keeps
+a record.
 
 Left to whom: contact sheets are `pictures`, checkpoints `trainer.checkpoint`, incidents the loop's.
 """
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from trainer.checkpoint.claim import watch_writer
+from trainer.observe.history import STARTS, describe_start
 from trainer.observe.journal import Journal
 from trainer.observe.report import SavedCheckpoint, SilentObserver, StepReport
 from trainer.store.base import ObjectMissingError, Store
@@ -40,16 +44,22 @@ class RunRecord(SilentObserver):
     ) -> None:
         self._clock = clock
         self._is_ours = watch_writer(store)
+        start = describe_start(store, resumed_at=resumed_at)
         _keep_last_config(store, config_yaml, resumed_at)
         store.put("config.yaml", config_yaml.encode())
         store.put("environment.json", json.dumps(environment, indent=2).encode() + b"\n")
         self._steps = Journal(store, "steps.jsonl", last_step=resumed_at)
         self._evaluations = Journal(store, "evaluations.jsonl", last_step=resumed_at)
         self._checkpoints = Journal(store, "checkpoints.jsonl", last_step=resumed_at)
+        self._starts = Journal(store, STARTS, last_step=sys.maxsize)
+        self._append(self._starts, start)
+        self._starts.sync()  # a kill before the first checkpoint counts, too
 
     def step(self, report: StepReport) -> None:
         """See Observer."""
-        self._append(self._steps, asdict(report))
+        entry = asdict(report) | {"phase_seconds": {phase: round(seconds, 6) for phase, seconds in report.phase_seconds.items()}}
+        del entry["reading"]  # of one rank, and the file is put whole with every checkpoint
+        self._append(self._steps, entry)
 
     def checkpoint(self, saved: SavedCheckpoint) -> None:
         """See Observer."""
@@ -61,9 +71,13 @@ class RunRecord(SilentObserver):
         for journal in self._journals:
             journal.sync()
 
-    def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+    def evaluation(self, step: int, figures: Mapping[str, float], *, seconds: float) -> None:
         """See Observer."""
-        self._append(self._evaluations, {"step": step, **figures})
+        self._append(self._evaluations, {"step": step, "seconds": seconds, **figures})
+
+    def preempted(self, step: int) -> None:
+        """See Keeper."""
+        self._append(self._starts, {"event": "preempted", "step": step})
 
     def close(self) -> None:
         """See Observer; what lies in the store is left alone where another writer has taken the run over and goes on with it."""
@@ -76,7 +90,7 @@ class RunRecord(SilentObserver):
 
     @property
     def _journals(self) -> tuple[Journal, ...]:
-        return self._steps, self._evaluations, self._checkpoints
+        return self._steps, self._evaluations, self._checkpoints, self._starts
 
     def _append(self, journal: Journal, entry: Mapping[str, Any]) -> None:
         journal.append({**entry, "time_s": self._clock()})

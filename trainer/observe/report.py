@@ -36,6 +36,14 @@ class StepReport:
     """All of the step, waiting for data included."""
     data_seconds: float
     """Of those, waiting for data."""
+    phase_seconds: dict[str, float]
+    """Of those, by phase: data_wait, host_to_device, forward, backward, collective_wait, optimiser; on CUDA some of them come late."""
+    slowest_rank: int
+    """The rank that spent most on what no other rank can hold up: data, copying, and the forward where weights are not gathered."""
+    skew_seconds: float
+    """How much longer that took it than the median rank."""
+    reading: dict[str, float]
+    """What bringing this rank's clips took, as the loader counts: files, fetches, bytes, cache_hits, decode_ and load_seconds."""
     clips: int
     tokens: int
     skipped_steps: int
@@ -79,8 +87,8 @@ class Observer(Protocol):
         """A checkpoint is committed, or has failed."""
         ...
 
-    def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
-        """The held-out clips were evaluated after `step`."""
+    def evaluation(self, step: int, figures: Mapping[str, float], *, seconds: float) -> None:
+        """The held-out clips were evaluated after `step`, which took so long."""
         ...
 
     def pictures(self, step: int, sheets: Sheets) -> None:
@@ -100,6 +108,10 @@ class Keeper(Observer, Protocol):
         """Bring the record to where it outlives this process."""
         ...
 
+    def preempted(self, step: int) -> None:
+        """The run was asked to stop and does, with `step` or an earlier one saved."""
+        ...
+
 
 class SilentObserver:
     """Shows nothing: observers that care for some of the events inherit the rest."""
@@ -110,7 +122,7 @@ class SilentObserver:
     def checkpoint(self, saved: SavedCheckpoint) -> None:
         """See Observer."""
 
-    def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
+    def evaluation(self, step: int, figures: Mapping[str, float], *, seconds: float) -> None:
         """See Observer."""
 
     def pictures(self, step: int, sheets: Sheets) -> None:

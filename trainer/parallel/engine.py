@@ -33,6 +33,7 @@ from trainer.optim import MovingAverage, build_optimizer, local_part, set_learni
 from trainer.parallel.fsdp2 import checkpoint_activations, shard
 from trainer.parallel.launch import Launch
 from trainer.parallel.zero import Zero, shard_with_deepspeed
+from trainer.stopwatch import Stopwatch
 
 
 class Engine(ABC):
@@ -47,6 +48,7 @@ class Engine(ABC):
         self.launch = launch
         self.clip_grad_norm = optim.clip_grad_norm
         self.tokens_per_sample = tokens_per_sample
+        self.stopwatch = Stopwatch(launch.device)
 
     @abstractmethod
     def train_micro_step(self, batch: Batch, *, share: float, last: bool) -> Losses:
@@ -58,14 +60,15 @@ class Engine(ABC):
         Nothing moves when `loss`, the mean over all ranks, or the norm is not finite. The norm is that of the whole
         gradient, so every rank sees the same two numbers and they skip together.
         """
-        norm = self._grad_norm()
-        if math.isfinite(loss) and norm.isfinite():
-            self._clip(norm)
-            set_learning_rate(self.optimizer, rate)
-            self._step()
-            if self.average:
-                self.average.update()
-        self._drop_gradients()
+        with self.stopwatch.timing("optimiser"):
+            norm = self._grad_norm()
+            if math.isfinite(loss) and norm.isfinite():
+                self._clip(norm)
+                set_learning_rate(self.optimizer, rate)
+                self._step()
+                if self.average:
+                    self.average.update()
+            self._drop_gradients()
         return float(norm)
 
     @torch.no_grad()
@@ -130,9 +133,10 @@ class TorchEngine(Engine):
     def train_micro_step(self, batch: Batch, *, share: float, last: bool) -> Losses:
         self.module.train()
         with self._exchange_gradients(last):
-            with self._autocast():
+            with self.stopwatch.timing("forward"), self._autocast():
                 losses: Losses = self.module(batch, "train")
-            (losses.total * share).backward()
+            with self.stopwatch.timing("backward"):
+                (losses.total * share).backward()
         return losses
 
     def state(self) -> dict[str, Boxes]:
@@ -179,8 +183,10 @@ class ZeroEngine(Engine):
 
     def train_micro_step(self, batch: Batch, *, share: float, last: bool) -> Losses:
         self.module.train()
-        losses: Losses = self.module(batch, "train")
-        self.zero.backward(losses.total * share, last=last)
+        with self.stopwatch.timing("forward"):
+            losses: Losses = self.module(batch, "train")
+        with self.stopwatch.timing("backward"):
+            self.zero.backward(losses.total * share, last=last)
         return losses
 
     def state(self) -> dict[str, Boxes]:

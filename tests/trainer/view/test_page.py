@@ -78,7 +78,7 @@ def test_the_page_of_a_run_has_its_curves_pictures_and_tables(finished: Finished
     headings = ["Steps", *objectives, "Pictures", "Speed", "Checkpoints", "Training", "Encoder", "Hardware and software"]
     assert sorted(page.words["h2"]) == sorted(headings)
     last = finished.steps[-1]
-    evaluated = json.loads((finished.folder / "evaluations.jsonl").read_text()).keys() - {"step", "time_s"}
+    evaluated = json.loads((finished.folder / "evaluations.jsonl").read_text()).keys() - {"step", "time_s", "seconds"}
     titles = [name.partition("/")[2].replace("_", " ") for name in last["parts"].keys() | evaluated]
     titles += ["loss", "learning rate", "grad norm"]
     titles += ["clips a second", "seconds a step", "share of it spent waiting for data", "GiB of rank 0"]

@@ -22,6 +22,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 from trainer.config.data import CacheConfig
 from trainer.config.store import StoreConfig
 from trainer.data.columns import Columns
+from trainer.data.counting import count
 from trainer.data.shards.cache import RangeCache
 from trainer.errors import ClipError
 from trainer.store.base import ObjectMissingError, Store, StoreError
@@ -110,6 +111,7 @@ class ShardFiles:
         key = f"{self._store.uri}/{self._shard(joined)} {joined.offset} {joined.bytes}"
         kept = self._cache.get(key) if self._cache else None
         if kept is not None and not find_damaged(memoryview(kept), joined, inside):
+            count("cache_hits")
             return memoryview(kept)
         for _ in range(2):
             data = self._fetch(joined, clip)
@@ -123,9 +125,12 @@ class ShardFiles:
 
     def _fetch(self, joined: Span, clip: str) -> bytes:
         try:
-            return _trying_for(self.patience_s)(self._store.get, self._shard(joined), joined.offset, joined.bytes)
+            data = _trying_for(self.patience_s)(self._store.get, self._shard(joined), joined.offset, joined.bytes)
         except ObjectMissingError as error:
             raise ClipError(clip, str(error)) from error
+        count("fetches")
+        count("bytes", float(len(data)))
+        return data
 
     def _spans(self, kind: str, rows: Int[np.ndarray, " K"]) -> list[Span]:
         columns = [self.columns[f"{kind}_{name}"][rows].tolist() for name in ("shard", "offset", "bytes")]

@@ -1,0 +1,76 @@
+"""The watchdog: who is to blame, what is kept, and that it ends the process and nothing else."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from monitoring.pulse import Pulse
+from trainer.errors import EXIT_RETRY
+from trainer.store.open import open_store
+from trainer.watchdog import Board, Watchdog, blame
+
+
+def said(**doings: str) -> dict[int, tuple[int, str]]:
+    return {int(rank[1:]): (7, doing) for rank, doing in doings.items()}
+
+
+def spoke_again(board: dict[int, tuple[int, str]], *ranks: int) -> dict[int, tuple[int, str]]:
+    return {rank: (count + 1 if rank in ranks else count, doing) for rank, (count, doing) in board.items()}
+
+
+def test_ranks_whose_watchdogs_are_silent_are_frozen() -> None:
+    before = said(r0="forward", r1="forward", r2="forward", r3="backward")
+    assert blame(before, spoke_again(before, 1, 3), world_size=4, own=0) == "frozen: rank 2 (stopped, or its node is gone)"
+
+
+def test_a_rank_that_never_spoke_is_frozen() -> None:
+    before = said(r0="forward")
+    assert blame(before, before, world_size=3, own=0) == "frozen: rank 1, 2 (stopped, or its node is gone)"
+
+
+def test_where_none_is_frozen_the_one_that_does_something_else_is_named() -> None:
+    before = said(r0="backward", r1="data_wait", r2="backward")
+    blamed = blame(before, spoke_again(before, 1, 2), world_size=3, own=0)
+    assert blamed == "no rank is frozen; most are in backward, but rank 1 in data_wait"
+
+
+def test_where_all_do_the_same_that_is_said() -> None:
+    before = said(r0="backward", r1="backward")
+    assert blame(before, spoke_again(before, 1), world_size=2, own=0) == "no rank is frozen, all are in backward"
+
+
+def test_a_hang_leaves_stacks_and_asks_for_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ended = threading.Event()
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    board = Board(dist.HashStore(), rank=0, world_size=2)
+    pulse = Pulse(factor=2, least_s=0.1, grace_s=0.1)
+    watchdog = Watchdog(pulse, open_store(tmp_path), rank=0, interval_s=0.02, doing=lambda: "forward", board=board, end=end)
+    watchdog.start()
+    assert ended.wait(10)
+    watchdog.close()
+    assert codes == [EXIT_RETRY]
+    [incident] = (tmp_path / "incidents").iterdir()
+    assert incident.name == "hang-step-00000000-rank-0.txt"
+    text = incident.read_text()
+    assert "start after step 0 has not ended" in text
+    assert "frozen: rank 1" in text
+    assert "test_a_hang_leaves_stacks" in text, "this thread's stack is in it"
+    assert "rank 0 hangs" in caplog.text
+
+
+def test_a_run_with_a_pulse_is_left_alone(tmp_path: Path) -> None:
+    codes: list[int] = []
+    pulse = Pulse(factor=2, least_s=10, grace_s=10)
+    watchdog = Watchdog(pulse, open_store(tmp_path), rank=0, interval_s=0.01, doing=lambda: "", end=codes.append)
+    watchdog.start()
+    threading.Event().wait(0.1)
+    watchdog.close()
+    assert not codes
+    assert watchdog.cpu_seconds < 0.1

@@ -1,0 +1,72 @@
+"""What part of the device's arithmetic a run uses: operations of a step, counted on its own model, over the peak of its devices.
+
+    MFU = needed operations of the whole batch / (seconds of the step x ranks x peak)       HFU counts recomputation as well
+
+Seconds are the whole step's, waiting for data included. The peak is the dense bf16 one of NVIDIA's data sheets; for what is not in
+the table (other GPUs, fp32, CPUs) it is the best of some large matrix products measured here, so the share is of what this
+machine can do.
+
+Left to whom: operations are `models.flops`, exporting is `trainer.observe.metrics`.
+"""
+
+import time
+
+import torch
+from torch import nn
+
+from models.batch import Batch
+from models.flops import Flops, ShapedPeers, count_flops
+from models.pretraining import build_model
+from trainer.config.run import RunConfig
+from trainer.observe.metrics import Work
+from trainer.parallel.fsdp2 import checkpoint_activations
+from trainer.parallel.launch import Launch
+
+_DENSE_BF16_FLOPS = {"A100": 312e12, "H100": 989.4e12, "H200": 989.4e12, "B200": 2250e12}
+_SIDE = {"cpu": 1024, "cuda": 8192}
+_PRODUCTS = 16
+
+
+def measure_work(config: RunConfig, launch: Launch, batch: Batch, *, micro_batch: int) -> Work:
+    """Count on fake tensors with the shapes of `batch`; nothing is communicated."""
+    micro_batches = config.global_batch // micro_batch
+    peers = ShapedPeers(launch.world_size)
+
+    def count(kind: str) -> Flops:
+        objectives = [objective for objective in config.objectives if objective.kind == kind]
+
+        def build() -> nn.Module:
+            model = build_model(config.encoder, objectives, config.token_grid, cameras=config.cameras, peers=peers)
+            if not config.optim.train_encoder:
+                model.freeze_encoder()
+            if config.parallel.activation_checkpointing:
+                checkpoint_activations(model)
+            return model
+
+        of_one = count_flops(build, batch, samples=micro_batch)
+        return Flops(micro_batches * of_one.needed, micro_batches * of_one.again)
+
+    peak = find_peak_flops(launch.device, launch.precision) * launch.world_size
+    return Work({objective.kind: count(objective.kind) for objective in config.objectives}, peak)
+
+
+def find_peak_flops(device: torch.device, precision: str) -> float:
+    """Operations a second that one device can do."""
+    if device.type == "cuda" and precision == "bf16":
+        name = torch.cuda.get_device_name(device)
+        for known, peak in _DENSE_BF16_FLOPS.items():
+            if known in name:
+                return peak
+    return _measure_peak_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    side = _SIDE[device.type]
+    factor = torch.ones(side, side, device=device, dtype=dtype)
+    return 2 * side**3 / min(_time_product(factor) for _ in range(_PRODUCTS))
+
+
+def _time_product(factor: torch.Tensor) -> float:
+    started = time.perf_counter()
+    (factor @ factor)[0, 0].item()  # waits for the device
+    return time.perf_counter() - started
