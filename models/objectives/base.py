@@ -12,15 +12,19 @@ branch on data: the same modules run on every rank whatever the batch holds, or 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.batch import Batch, Losses
+from models.config import DECODER_SHAPES
+from models.decoders import CompletingDecoder
 from models.encoder import ClipGroup, VideoEncoder
 from models.peers import Peers
+
+_Decoder = TypeVar("_Decoder", bound=CompletingDecoder)
 
 
 @runtime_checkable
@@ -76,3 +80,15 @@ class Objective(nn.Module, ABC):
 def encode(encoder: VideoEncoder, groups: Sequence[ClipGroup]) -> list[Encoded]:
     """Groups with their tokens, from one packed call."""
     return [Encoded(group, tokens) for group, tokens in zip(groups, encoder(groups), strict=True)]
+
+
+def build_decoder(kind: type[_Decoder], size: str, encoder: VideoEncoder, *, values: int) -> _Decoder:
+    """A decoder of the size of that name for tokens of `encoder`, positions and attention as the encoder has them."""
+    return kind(
+        DECODER_SHAPES[size],
+        encoder_width=encoder.shape.width,
+        values=values,
+        positions=encoder.fixed_positions,
+        has_time=encoder.has_time,
+        attention=encoder.attention,
+    )

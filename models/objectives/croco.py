@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.batch import Batch, Losses
-from models.config import DECODER_SHAPES, CrocoConfig, EncoderConfig, Grid
+from models.config import CrocoConfig, EncoderConfig, Grid
 from models.decoders import CrossViewDecoder
 from models.encoder import ClipGroup, VideoEncoder
 from models.images import denormalise, normalise
 from models.masking import count_visible, draw_visible
-from models.objectives.base import Encoded, Objective, encode
+from models.objectives.base import Encoded, Objective, build_decoder, encode
 from models.objectives.completion import Completion, draw_completion, first_camera, measure_completion
 from models.peers import Peers
 
@@ -111,14 +111,8 @@ class CrocoObjective(Objective):
 
 def build_croco(config: CrocoConfig, encoder_config: EncoderConfig, encoder: VideoEncoder, grid: Grid) -> CrocoObjective:
     """CroCo on `encoder`, positions and attention as the encoder has them."""
-    decoder = CrossViewDecoder(
-        DECODER_SHAPES[config.decoder],
-        encoder_width=encoder.shape.width,
-        values=encoder_config.tubelet_frames * encoder_config.patch_px**2 * 3,
-        positions=encoder.fixed_positions,
-        has_time=encoder.has_time,
-        attention=encoder.attention,
-    )
+    pixels = encoder_config.tubelet_frames * encoder_config.patch_px**2 * 3
+    decoder = build_decoder(CrossViewDecoder, config.decoder, encoder, values=pixels)
     return CrocoObjective(config, decoder, grid)
 
 

@@ -25,6 +25,7 @@ from models.heads.dense import DenseHead
 from models.images import denormalise, normalise, paint_depth, tile_cameras
 from models.objectives.base import Encoded
 from models.objectives.downstream import DownstreamObjective, mean_of_known
+from models.objectives.surround_task import draw_drop_path
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,7 @@ class DepthPreparation:
                 seen, depth_m = self._look_up(points, pix_from_lidar)
                 chosen = rng.permutation(len(seen))[: self.config.points]
                 pixel[frame, camera, : len(chosen)], truth[frame, camera, : len(chosen)] = seen[chosen], depth_m[chosen]
-        prepared: dict[str, np.ndarray] = {"pixel": pixel, "truth": truth}
-        if self.drop_path_blocks:
-            prepared["drop_path"] = rng.random((T, V, self.drop_path_blocks, 2), dtype=np.float32)
-        return prepared
+        return {"pixel": pixel, "truth": truth, **draw_drop_path(sample["images"], self.drop_path_blocks, rng)}
 
     def _look_up(
         self, points: Float32[np.ndarray, "P 3"], pix_from_lidar: Float32[np.ndarray, "3 4"]

@@ -16,7 +16,7 @@ from models.batch import Batch, Losses
 from models.config import DECODER_SHAPES
 from models.decoders import CrossViewDecoder
 from models.encoder import VideoEncoder
-from models.objectives.base import Encoded, Objective, encode
+from models.objectives.base import Encoded, Objective, build_decoder, encode
 from models.peers import Peers
 
 
@@ -51,15 +51,7 @@ class DownstreamObjective(Objective):
 
 def build_pair_decoder(size: str, encoder: VideoEncoder) -> CrossViewDecoder:
     """CroCo's decoder for two whole views, positions and attention as the encoder has them; a token comes out as wide as inside."""
-    shape = DECODER_SHAPES[size]
-    return CrossViewDecoder(
-        shape,
-        encoder_width=encoder.shape.width,
-        values=shape.width,
-        positions=encoder.fixed_positions,
-        has_time=encoder.has_time,
-        attention=encoder.attention,
-    )
+    return build_decoder(CrossViewDecoder, size, encoder, values=DECODER_SHAPES[size].width)
 
 
 def list_all_tokens(tokens: Float[Tensor, "B N C"]) -> Int[Tensor, "B N"]:

@@ -15,12 +15,12 @@ import numpy as np
 from torch import Tensor
 
 from models.batch import Batch, Losses
-from models.config import DECODER_SHAPES, EncoderConfig, Grid, MaeConfig
+from models.config import EncoderConfig, Grid, MaeConfig
 from models.decoders import SingleViewDecoder
 from models.encoder import ClipGroup, VideoEncoder
 from models.images import normalise
 from models.masking import count_visible, draw_visible
-from models.objectives.base import Encoded, Objective, encode
+from models.objectives.base import Encoded, Objective, build_decoder, encode
 from models.objectives.completion import Completion, draw_completion, measure_completion
 from models.peers import Peers
 
@@ -91,12 +91,6 @@ class MaeObjective(Objective):
 
 def build_mae(config: MaeConfig, encoder_config: EncoderConfig, encoder: VideoEncoder, grid: Grid) -> MaeObjective:
     """MAE on `encoder`, positions and attention as the encoder has them."""
-    decoder = SingleViewDecoder(
-        DECODER_SHAPES[config.decoder],
-        encoder_width=encoder.shape.width,
-        values=encoder_config.tubelet_frames * encoder_config.patch_px**2 * 3,
-        positions=encoder.fixed_positions,
-        has_time=encoder.has_time,
-        attention=encoder.attention,
-    )
+    pixels = encoder_config.tubelet_frames * encoder_config.patch_px**2 * 3
+    decoder = build_decoder(SingleViewDecoder, config.decoder, encoder, values=pixels)
     return MaeObjective(config, decoder, grid)
