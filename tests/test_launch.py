@@ -42,7 +42,7 @@ def test_hadolint_would_say_something(old: str, new: str) -> None:
 
 def test_the_image_has_all_packages_and_configs_and_no_tests() -> None:
     context = context_of(DOCKERFILE)
-    assert {"odonata.py", "pyproject.toml", "constraints.txt", "k8s", "launch", "models", "monitoring", "trainer"} <= set(context)
+    assert {"odonata", "pyproject.toml", "constraints.txt", "k8s", "launch", "models", "monitoring", "trainer"} <= set(context)
     assert all((ROOT / name).exists() for name in context)
     assert not {"tests", "benchmarks", "docs", ".git"} & set(context)
 

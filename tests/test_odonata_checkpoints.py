@@ -134,7 +134,7 @@ def test_verify_prints_all_and_ends_with_2_where_a_byte_is_wrong(run: Path, comm
 def test_a_damaged_checkpoint_that_is_passed_over_is_a_line_on_stderr(run: Path) -> None:
     (folder_of(run, 20) / "rank-00000.bin").unlink()
     show = [sys.executable, "-m", "odonata", "checkpoints", "show", str(run), "--json"]
-    done = subprocess.run(show, cwd=Path(odonata.__file__).parent, capture_output=True, text=True)
+    done = subprocess.run(show, cwd=Path(odonata.__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0
     assert json.loads(done.stdout)["step"] == 10
     (line,) = done.stderr.splitlines()

@@ -13,7 +13,7 @@
         └── PeerLostError           another rank vanished or hangs
 
 A message has four parts: what was asked, what was found, what would do, what to change. Exceptions are for the world,
-`assert` is for our own slips. They are caught in two places: `odonata.py` turns the class into the exit code, and
+`assert` is for our own slips. They are caught in two places: `odonata/door.py` turns the class into the exit code, and
 `trainer.data.loader` turns a ClipError into a replaced clip.
 
 One end is no exception: the watchdog of a rank whose step hangs ends its process with 75 (trainer/watchdog.py).

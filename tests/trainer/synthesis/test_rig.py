@@ -8,7 +8,7 @@ import pytest
 from nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 
-import odonata
+from odonata.data import synthesize
 from tests.trainer.synthesis.conftest import CONFIGS, WITH_LIDAR, OpenTown
 from trainer.config.data import NuscenesData
 from trainer.data.build import build_source
@@ -20,7 +20,7 @@ EVERY_RIG = pytest.mark.parametrize("rig", RIGS)
 
 
 def test_the_command_offers_every_rig() -> None:
-    assert get_args(RigName) == tuple(RIGS) == get_args(get_type_hints(odonata.synthesize)["rig"])
+    assert get_args(RigName) == tuple(RIGS) == get_args(get_type_hints(synthesize)["rig"])
 
 
 @EVERY_RIG

@@ -1,0 +1,4 @@
+from odonata.door import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Commands around an encoder: evaluate it, take published weights in, give its own out, and write up what it is."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from odonata.app import AsJson, Overrides, Step, StoreSettings, Uri, app, open_place
+from odonata.checkpoints import checkpoints
+from odonata.printing import bar
+from trainer.errors import ConfigError
+
+
+@app.command(
+    epilog="Example: `odonata evaluate depth --encoder runs/base --data root=/data/nuscenes --frozen --seed 0 --seed 1 --seed 2`; "
+    "beside it `odonata evaluate depth --encoder scratch --like runs/base --data root=/data/nuscenes --finetune`"
+)
+def evaluate(
+    task: Annotated[
+        Literal["depth", "pose", "flow", "bev", "map", "detection"],
+        typer.Argument(metavar="TASK", help="depth, pose, flow, bev, map or detection."),
+    ],
+    encoder: Annotated[str, typer.Option(metavar="RUN|URI|scratch", help="A run, one of its checkpoints, or a fresh encoder.")],
+    overrides: Overrides = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Keys of the data section, as root=/data/nuscenes.")
+    ] = None,
+    frozen: Annotated[
+        bool, typer.Option("--frozen/--finetune", help="Train the head alone, or the encoder along with it.")
+    ] = True,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed of head and order; several give an interval.", min=0)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of training; the protocol's by default.", min=1)] = None,
+    clips: Annotated[int, typer.Option(help="Held-out clips to score, at most.", min=1)] = 1000,
+    like: Annotated[str | None, typer.Option(metavar="RUN", help="With scratch: the run whose encoder's shape to take.")] = None,
+    size: Annotated[
+        Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"] | None,
+        typer.Option(help="With scratch: the size of the encoder."),
+    ] = None,
+    patch_px: Annotated[int | None, typer.Option(help="With scratch: the side of its patches.", min=4)] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="URI", help="Where runs and result go; named after task and encoder by default.")
+    ] = None,
+    store: StoreSettings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an encoder is worth: train a head on it, score held-out scenes. Works alone and under `accelerate launch`."""
+    from trainer.config.load import parse_store_config
+    from trainer.evaluation import planning
+    from trainer.evaluation.evaluate import evaluate as train_and_score
+    from trainer.observe.logs import configure_logging
+    from trainer.parallel.launch import read_launch
+
+    configure_logging(int(os.environ.get("RANK", "0")))
+    settings = parse_store_config(store or [])
+    mode: Literal["frozen", "finetuned"] = "frozen" if frozen else "finetuned"
+    chosen = planning.choose_encoder(encoder, settings, like=like, size=size, patch_px=patch_px)
+    place = out or f"runs/evaluate/{task}-{chosen.name}-{mode}"
+    configs = [
+        planning.plan_run(
+            task, chosen, mode, seed=one, out=place, steps=steps, data=data or (), overrides=overrides or (), store=settings
+        )
+        for one in dict.fromkeys(seed or [0])
+    ]
+    launch = read_launch(os.environ, configs[0].parallel)
+    done = train_and_score(task, chosen, mode, configs, launch, out=place, clips=clips, job=os.environ.get("ODONATA_JOB"))
+    if done:
+        print(json.dumps(done.as_json(), indent=2) if as_json else done.as_markdown(), end="")
+
+
+@checkpoints.command("export", epilog="Example: `odonata checkpoints export runs/base --format timm --out base.safetensors`")
+@app.command("export", epilog="Example: `odonata export runs/base --format timm --out base.safetensors`")
+def export_encoder(
+    uri: Uri,
+    layout: Annotated[
+        Literal["safetensors", "torch-export", "onnx", "timm", "hf", "croco"],
+        typer.Option(
+            "--format",
+            help="Our own names; a program for torch, or for ONNX; timm's VisionTransformer; a folder for transformers' AutoModel; "
+            "CroCo's encoder and decoder.",
+        ),
+    ] = "safetensors",
+    out: Annotated[Path | None, typer.Option(help="File, or folder for hf, to write; named after the run by default.")] = None,
+    step: Step = None,
+    store: StoreSettings = None,
+    weights: Annotated[
+        Literal["model", "ema"] | None, typer.Option(help="Weights or their moving average; by default ema where there is one.")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="For torch-export and onnx: frames of a clip, 1 for images; the run's by default.", min=1)
+    ] = None,
+    cameras: Annotated[int, typer.Option(help="For torch-export and onnx: cameras that attend to each other.", min=1)] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over what --out names.")] = False,
+) -> None:
+    """Write the encoder of a checkpoint to a file that loads without this package.
+
+    timm and hf get it as an image encoder: one frame of one camera, with the features that ours gives for a still image.
+    """
+    from trainer import export
+    from trainer.observe.logs import configure_logging
+
+    configure_logging(rank=0)
+    planned = export.plan_export(open_place(uri, store), layout=layout, step=step, weights=weights)
+    path = out or Path(planned.default_name)
+    with bar("exporting", planned.bytes) as advance:
+        load = export.export_encoder(planned, path, advance, overwrite=overwrite, frames=frames, cameras=cameras)
+    print(f"{path}: the encoder of step {planned.record.step}, its {'moving average' if planned.weights == 'ema' else 'weights'}")
+    print(f"load it with {load}")
+
+
+@app.command(
+    "import",
+    epilog="Example: `odonata import dinov2_vitb14_reg4_pretrain.pth launch/runs/croco_video_base.yaml encoder.patch_px=14 "
+    "encoder.positions=learned encoder.registers=5 data.clip.height_px=224 data.clip.width_px=392 data.root=/data/nuscenes "
+    "--out runs/dinov2`, then train with the same keys and `warm_start.uri=runs/dinov2`",
+)
+def import_weights(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Published weights: .safetensors, or .pth with tensors alone.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN.yaml", help="Run config that says which encoder of which clips they become.")
+    ],
+    out: Annotated[str, typer.Option(metavar="URI", help="Folder or s3://bucket/prefix of the run that holds them.")],
+    overrides: Overrides = None,
+    parts: Annotated[Literal["encoder", "model"], typer.Option(help="The encoder, or of CroCo the decoder as well.")] = "encoder",
+    pixels: Annotated[
+        Literal["imagenet", "half"],
+        typer.Option(
+            help="How images were normalised: ImageNet's mean and deviation, or 0.5 and 0.5 (timm's augreg, Google's ViT)."
+        ),
+    ] = "imagenet",
+) -> None:
+    """Take published weights in: CroCo, timm, DINOv2, MAE, VideoMAE, ViTs of transformers; for warm_start, evaluate and export."""
+    from trainer.config.load import load_run_config
+    from trainer.importing import import_weights as take_in
+    from trainer.observe.logs import configure_logging
+
+    configure_logging(rank=0)
+    config = load_run_config(run, [*(overrides or ()), f"run.uri={out}"])
+    changes = take_in(file, config, parts=parts, pixels=pixels)
+    print(f"{out}: {file.name}, as the {parts} of {run.name}", *changes, sep="\n  ")
+    print(f"start from it with warm_start.uri={out} and the same encoder and clips")
+
+
+@app.command(
+    "card", epilog="Example: `odonata card runs/base --license cc-by-nc-4.0 --evaluation runs/evaluate/depth -o README.md`"
+)
+def write_card(
+    uri: Uri,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; printed by default.")] = None,
+    step: Step = None,
+    licence: Annotated[str | None, typer.Option("--license", help="Licence of the weights, by its name on Hugging Face.")] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option(metavar="URI", help="The --out of an `odonata evaluate`; several may be given.")
+    ] = None,
+    store: StoreSettings = None,
+) -> None:
+    """Write a model card from the run's own record: what it is, what it learnt from, on what, for how long, and how good it is."""
+    from trainer import card
+    from trainer.observe.logs import configure_logging
+
+    configure_logging(rank=0)
+    results = [card.read_evaluation(open_place(one, store).store) for one in evaluation or ()]
+    text = card.write_card(open_place(uri, store), step=step, licence=licence, evaluations=results)
+    if out is None:
+        print(text, end="")
+        return
+    _write_new(out, text)
+
+
+@app.command("view", epilog="Example: `odonata view s3://bucket/runs/base --evaluation runs/evaluate/depth -o base.html`")
+def write_page(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, finished or not; a folder or s3://bucket/prefix.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; named after the run by default.")] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option(metavar="URI", help="The --out of an `odonata evaluate`; several may be given.")
+    ] = None,
+    store: StoreSettings = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over what --out names.")] = False,
+) -> None:
+    """Write one page of HTML on a run that opens offline: curves, pictures, speed, incidents, checkpoints and evaluations."""
+    from trainer.card import read_evaluation
+    from trainer.observe.logs import configure_logging
+    from trainer.view import page
+
+    configure_logging(rank=0)
+    place = open_place(run, store)
+    results = [read_evaluation(open_place(one, store).store) for one in evaluation or ()]
+    text = page.write_page(place.store, evaluations=results)
+    _write_new(out or Path(f"{place.store.uri.rstrip('/').rpartition('/')[2]}.html"), text, overwrite=overwrite)
+
+
+def _write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} was to be written and is there already; give another -o, or remove it")
+    from trainer.store.open import open_store
+
+    open_store(path.absolute().parent).put(path.name, text.encode())
+    print(path)
