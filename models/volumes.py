@@ -78,9 +78,10 @@ class VolumeHead(nn.Module):
         self.depth = build_linear(width, bins)
         nn.init.xavier_uniform_(self.features.weight)
 
-    def forward(self, tokens: Float[Tensor, "B V h w C"]) -> Lifted:
-        """Float32 views whose channels run fastest."""
-        features, depth = self.features(tokens).float(), self.depth(tokens).float().softmax(dim=-1)
+    def forward(self, tokens: Float[Tensor, "B V h w C"], hint: Float[Tensor, "B V h w bins"] | None = None) -> Lifted:
+        """Float32 views whose channels run fastest; a `hint` of where patches may be is added to their logits of depth."""
+        features, logits = self.features(tokens).float(), self.depth(tokens).float()
+        depth = (logits if hint is None else logits + hint).softmax(dim=-1)
         return Lifted(rearrange(features, "B V h w E -> B V E h w"), rearrange(depth, "B V h w bins -> B V bins h w"))
 
 

@@ -19,7 +19,7 @@ from models.flops import Flops, ShapedPeers, count_flops
 from models.pretraining import build_model
 from trainer.config.run import RunConfig
 from trainer.observe.metrics import Work
-from trainer.parallel.fsdp2 import checkpoint_activations
+from trainer.parallel.blocks import recompute_activations
 from trainer.parallel.launch import Launch
 
 _DENSE_BF16_FLOPS = {"A100": 312e12, "H100": 989.4e12, "H200": 989.4e12, "B200": 2250e12}
@@ -39,8 +39,7 @@ def measure_work(config: RunConfig, launch: Launch, batch: Batch, *, micro_batch
             model = build_model(config.encoder, objectives, config.token_grid, cameras=config.cameras, peers=peers)
             if not config.optim.train_encoder:
                 model.freeze_encoder()
-            if config.parallel.activation_checkpointing:
-                checkpoint_activations(model)
+            recompute_activations(model, config.parallel.activation_checkpointing)
             return model
 
         of_one = count_flops(build, batch, samples=micro_batch)

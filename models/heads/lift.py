@@ -1,9 +1,11 @@
 """From the tokens of all cameras of one instant to features seen from above: what downstream tasks around the car share.
 
-    tokens -> features and depth of each patch (VolumeHead) -> pulled into the cells of a box around the car (`models.volumes.lift`)
+    tokens -> features and depth of each patch (VolumeHead, HeightHead) -> pulled into the cells of a box around the car (`volumes.lift`)
     -> height folded into channels, 1 x 1 -> + residual units at a quarter of the resolution -> a residual unit, 3 x 3
 
-Lifting is MIM4D's own. Folding the height and convolutions from above follow Simple-BEV (Harley et al. 2023); of its ResNet-18 with a
+Lifting is MIM4D's own, but that a patch may also say how high over the ground it is, as in BEVHeight (Yang et al. 2023), whose sum with
+depth is BEVHeight++'s (Yang et al. 2025): what stands on a street is found at once, where depth has to be learnt from row to row. On a
+synthetic city `bev` from scratch was at an IoU of 0.44 of the drivable area after 300 steps, and at 0.37 without. Folding the height and convolutions from above follow Simple-BEV (Harley et al. 2023); of its ResNet-18 with a
 way back up only one coarse level is kept, since the head is to be light. Group norm in float32, as pulled values are small.
 
 How a map from above lies, here and in all that is built on it: `B C Y X` in the ego frame, x forward, y left. Columns run along x,
@@ -15,20 +17,24 @@ Left to others: rasters and boxes on such a grid (the tasks), more channels or a
 
 from math import gcd
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from models.config import LiftConfig
-from models.geometry import VoxelGrid
+from models.geometry import VoxelGrid, see_through_pixels
 from models.heads.dense import ResidualUnit
-from models.volumes import DepthBins, VolumeHead, lift
+from models.layers import build_linear
+from models.volumes import DepthBins, VolumeHead, lift, patch_centres
 
 _LOW_M, _HIGH_M, _LAYERS = -1.0, 3.0, 4
 """Heights over the ground, where nuScenes' ego frame has its origin, and layers between them: what stands on a street."""
 _NEAR_M = 1.0
 """Nothing of interest is nearer to a camera."""
+_LOWEST_M, _HEIGHT_STEP_M, _HEIGHTS = -2.0, 0.5, 14
+"""Heights over the ground that a patch chooses from; the outermost stand for all beyond."""
 _CAMERAS_OF_A_CELL = 3
 """No rig has cells that more cameras see."""
 _COARSE = 4
@@ -46,6 +52,7 @@ class BevLift(nn.Module):
         self.width = width
         """Channels that come out."""
         self.head = VolumeHead(encoder_width, channels, bins.count)
+        self.height = HeightHead(encoder_width, bins)
         self.fold = nn.Conv2d(channels * grid.zyx[0], width, 1, bias=False)
         self.norm = nn.GroupNorm(gcd(8, width), width)
         self.coarse = nn.Sequential(ResidualUnit(width), ResidualUnit(width))
@@ -57,7 +64,8 @@ class BevLift(nn.Module):
     ) -> Float[Tensor, "B E Y X"]:
         """Of images that `tokens` tile, with cameras as they are mounted; nothing is seen of those that are not present."""
         h, w = tokens.shape[2:4]
-        lifted = self.head(tokens)
+        size_px = (h * self.patch_px, w * self.patch_px)
+        lifted = self.head(tokens, self.height(tokens, pix_from_ego, size_px))
         volume = lift(
             lifted.features,
             lifted.density,
@@ -65,7 +73,7 @@ class BevLift(nn.Module):
             camera_present,
             grid=self.grid,
             bins=self.bins,
-            size_px=(h * self.patch_px, w * self.patch_px),
+            size_px=size_px,
             overlap=_CAMERAS_OF_A_CELL,
         )
         folded = self.fold(rearrange(volume, "B E Z Y X -> B (E Z) Y X")).float()
@@ -73,6 +81,30 @@ class BevLift(nn.Module):
         x = F.group_norm(folded, norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps)  # float32 as in layers.Norm
         context = F.interpolate(self.coarse(F.avg_pool2d(x, _COARSE, ceil_mode=True)), x.shape[-2:], mode="bilinear")
         return self.out(F.relu(self.unit(x + context)))
+
+
+class HeightHead(nn.Module):
+    """How high over the ground is what a patch shows? Logits of heights, read at the heights of the depths along its line of sight."""
+
+    def __init__(self, width: int, bins: DepthBins) -> None:
+        super().__init__()
+        self.bins = bins
+        self.out = build_linear(width, _HEIGHTS)
+
+    def forward(
+        self, tokens: Float[Tensor, "B V h w C"], pix_from_ego: Float[Tensor, "B V 3 4"], size_px: tuple[int, int]
+    ) -> Float[Tensor, "B V h w bins"]:
+        """What heights say of depths, as logits in float32; of images that `tokens` tile, `size_px` high and wide."""
+        h, w = tokens.shape[2:4]
+        logits = rearrange(self.out(tokens).float(), "B V h w K -> B V (h w) K")
+        rays = see_through_pixels(pix_from_ego, patch_centres((h, w), size_px, tokens.device).expand(*tokens.shape[:2], -1, -1))
+        depth_m = self.bins.near_m + self.bins.size_m * (torch.arange(self.bins.count, device=tokens.device) + 0.5)
+        height_m = rays.origin[..., 2:] + rays.reach[..., 2:] * depth_m
+        place = ((height_m - _LOWEST_M) / _HEIGHT_STEP_M).clamp(0, _HEIGHTS - 1)
+        below = place.floor().clamp(max=_HEIGHTS - 2)
+        share, index = place - below, below.long()
+        at_depth = torch.lerp(logits.gather(-1, index), logits.gather(-1, index + 1), share)
+        return rearrange(at_depth, "B V (h w) bins -> B V h w bins", h=h)
 
 
 def build_bev_grid(range_m: float, cell_m: float, layers: int = 1) -> VoxelGrid:

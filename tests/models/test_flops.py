@@ -21,7 +21,7 @@ from tests.models.samples import (
     surround_batch,
     surround_sample,
 )
-from trainer.parallel.fsdp2 import checkpoint_activations
+from trainer.parallel.blocks import recompute_activations
 
 MAE = MaeConfig(decoder="tiny")
 WIDE_GRID = Grid(t=2, v=1, h=2, w=4)
@@ -89,7 +89,7 @@ def test_negatives_of_other_ranks_cost_their_logits() -> None:
 def test_activation_checkpointing_is_told_apart_as_blocks_made_again() -> None:
     def build() -> torch.nn.Module:
         model = build_model(VIDEO_ENCODER, [CROCO], VIDEO_GRID)
-        checkpoint_activations(model)
+        recompute_activations(model, "full")
         return model
 
     counted = count_flops(build, random_batch(), samples=1)

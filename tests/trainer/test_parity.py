@@ -96,7 +96,7 @@ def test_recomputed_activations_give_the_same_gradients_under_drop_path(runner: 
     recomputed = runner.run(
         "drop-path-fsdp2",
         "encoder.drop_path=0.3",
-        "parallel.activation_checkpointing=true",
+        "parallel.activation_checkpointing=full",
         engine="fsdp2",
         processes=2,
     )

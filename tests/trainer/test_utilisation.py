@@ -47,7 +47,9 @@ def test_the_work_of_a_step_is_that_of_the_global_batch_however_it_is_spread(ran
 
 
 def test_recomputation_is_told_apart() -> None:
-    work = measure_work(config_of(activation_checkpointing=True), launch_of(2), random_batch(VIDEO_ENCODER, GRID), micro_batch=3)
+    work = measure_work(
+        config_of(activation_checkpointing="full"), launch_of(2), random_batch(VIDEO_ENCODER, GRID), micro_batch=3
+    )
     assert work.flops["croco"].needed == 12 * train_flops(config_of().encoder, CROCO, config_of().token_grid)
     assert work.flops["croco"].again > 0
 

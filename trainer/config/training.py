@@ -44,6 +44,9 @@ class OptimConfig(Section):
         return self
 
 
+Recompute = Literal["none", "selective", "full"]
+
+
 class ParallelConfig(Section):
     """What a step costs in time and memory; none of it changes what is learnt."""
 
@@ -53,8 +56,10 @@ class ParallelConfig(Section):
     """Samples in one forward on one rank; none is global_batch / world_size. Smaller accumulates gradients."""
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the matrix products; none takes accelerate's mixed_precision, or fp32 without accelerate."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward: less memory, about a third more compute."""
+    activation_checkpointing: Recompute = "none"
+    """What each block makes again in the backward: selective keeps products and attention, full keeps nothing and takes a third more compute."""
+    compile: bool = False
+    """Compile each block with torch.compile, which fuses what lies between the matrix products; costs a minute at the start."""
     prefetch_blocks: int = Field(1, ge=0)
     """FSDP2: blocks whose weights are gathered ahead of their use, forward and backward."""
     timeout_s: float = Field(600.0, gt=0)

@@ -11,18 +11,13 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-    CheckpointImpl,
-    apply_activation_checkpointing,
-    checkpoint_wrapper,
-)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from models.layers import Block, DecoderBlock
 from models.rendering import Renderer
 from trainer.config.training import ParallelConfig
+from trainer.parallel.blocks import called_blocks
 from trainer.parallel.launch import Launch
 
 
@@ -36,38 +31,13 @@ def shard(model: nn.Module, launch: Launch, config: ParallelConfig) -> None:
     )
     sharded = [
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=launch.reshard_after_forward)
-        for block in _blocks(model)
+        for block in called_blocks(model)
     ]
     for module in model.modules():
         if isinstance(module, Renderer):  # distances to a centimetre do not survive weights of 8 bits
             fully_shard(module, mesh=mesh, mp_policy=replace(policy, param_dtype=None), reshard_after_forward=False)
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     _prefetch(sharded, config.prefetch_blocks)
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Recompute every block in the backward, with its random state kept: accelerate's own wrapper drops it."""
-    apply_activation_checkpointing(
-        model,
-        checkpoint_wrapper_fn=lambda block: checkpoint_wrapper(
-            block, checkpoint_impl=CheckpointImpl.NO_REENTRANT, preserve_rng_state=True
-        ),
-        check_fn=_is_block,
-    )
-
-
-def _is_block(module: nn.Module) -> bool:
-    return isinstance(module, Block | DecoderBlock)
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """Blocks in the order in which they run, each as the module that is called: its checkpoint wrapper where it has one."""
-    wrapped = {id(child): parent for parent in model.modules() for child in parent.children() if _wraps(parent, child)}
-    return [wrapped.get(id(m), m) for m in model.modules() if _is_block(m)]
-
-
-def _wraps(parent: nn.Module, child: nn.Module) -> bool:
-    return getattr(parent, "_checkpoint_wrapped_module", None) is child
 
 
 def _build_mesh(launch: Launch, timeout: datetime.timedelta) -> DeviceMesh:

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from models.config import LiftConfig
 from models.geometry import voxel_centres
-from models.heads.lift import BevLift, build_bev_grid, build_bev_lift
+from models.heads.lift import BevLift, HeightHead, build_bev_grid, build_bev_lift
+from models.volumes import DepthBins
 
 CONFIG = LiftConfig(range_m=16, cell_m=1, far_m=17, depth_bins=8, channels=8, width=16)
 PATCH_PX, H, W, C = 8, 4, 8, 12
@@ -62,6 +64,24 @@ def test_an_absent_camera_changes_nothing_whatever_it_holds() -> None:
     changed[:, 1] = torch.randn(H, W, C)
     torch.testing.assert_close(lift(tokens, matrices, present(True, False)), lift(changed, matrices, present(True, False)))
     assert not torch.allclose(lift(tokens, matrices, present(True, True)), lift(changed, matrices, present(True, True)))
+
+
+def test_a_patch_that_is_on_the_ground_is_lifted_to_where_its_line_of_sight_meets_it() -> None:
+    bins = DepthBins(1.0, 17.0, 64)
+    head = HeightHead(C, bins)
+    nn.init.zeros_(head.out.weight)
+    nn.init.zeros_(head.out.bias)
+    head.out.bias.data[round(2.0 / 0.5)] = 50.0  # heights begin 2 m below the ground, half a metre apart
+    yaws = (0.0, 2.5)
+    logits = head(torch.randn(1, len(yaws), H, W, C), pix_from_ego(*yaws), (H * PATCH_PX, W * PATCH_PX))
+    depth_m = (logits.softmax(-1) * (bins.near_m + bins.size_m * (torch.arange(bins.count) + 0.5))).sum(-1)
+    # The camera is a metre up; a patch whose centre is `below` under the horizon, in focal lengths, sees the ground 1 / below ahead.
+    below = ((torch.arange(H) + 0.5) * PATCH_PX - H * PATCH_PX / 2) / (W * PATCH_PX / 2)
+    for row in range(H):
+        if below[row] > 0:
+            torch.testing.assert_close(depth_m[0, :, row], (1 / below[row]).expand(len(yaws), W), rtol=0.02, atol=bins.size_m / 2)
+        else:
+            torch.testing.assert_close(depth_m[0, :, row].max(), depth_m[0, :, row].min())
 
 
 def test_every_parameter_learns_and_features_are_of_the_size_asked_for() -> None:
