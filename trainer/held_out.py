@@ -43,7 +43,7 @@ class HeldOut:
             total += float(counted.sum())
         if not self.batches:
             return {}
-        *values, total = engine.reduce([*sums.values(), total])
+        *values, total = engine.reduce(torch.tensor([*sums.values(), total], dtype=torch.float64)).tolist()
         return {name: value / total for name, value in zip(sums, values, strict=True)}
 
     def draw(self, engine: Engine) -> Sheets:

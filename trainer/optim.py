@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -31,6 +32,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, depth: int) -> tor
         [{"params": params, "weight_decay": decay, "rate_share": share} for (decay, share), params in groups.items()],
         lr=config.lr,
         betas=config.betas,
+        fused=True,
     )
 
 
@@ -58,10 +60,11 @@ class MovingAverage:
         self.averages: dict[str, Tensor] = {name: weight.detach().clone() for name, weight in self.live.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move every average towards its weight by 1 - decay."""
+    def update(self, is_finite: Bool[Tensor, ""]) -> None:
+        """Move every average towards its weight by 1 - decay, unless the step was none."""
+        share = (1 - self.decay) * is_finite
         for average, weight in zip(self.averages.values(), self.live.values(), strict=True):
-            local_part(average).lerp_(local_part(weight), 1 - self.decay)
+            local_part(average).lerp_(local_part(weight), share)
 
 
 def local_part(tensor: Tensor) -> Tensor:

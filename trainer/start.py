@@ -34,6 +34,7 @@ from trainer.data.source import Source
 from trainer.data.workers import choose_cores
 from trainer.errors import CheckpointError, ConfigError
 from trainer.experiment import check_same_data, check_same_experiment, pin_data
+from trainer.garbage import collecting_between_steps
 from trainer.held_out import HeldOut, read_held_out
 from trainer.loop import Progress, Run, train
 from trainer.observe.build import build_observer
@@ -42,6 +43,7 @@ from trainer.observe.observers import Observers
 from trainer.parallel.engine import Engine, build_engine
 from trainer.parallel.launch import Launch, micro_steps, process_group
 from trainer.parallel.peers import find_peers
+from trainer.profiling import Profiler
 from trainer.stop import listening
 from trainer.store.base import Store
 from trainer.store.open import open_store
@@ -74,7 +76,7 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
             held_out_clips = read_held_out_clips(config, launch, held_out, preparations, micro_batch=micro_batch)
             work = partial(measure_work, config, launch, held_out_clips.pictures, micro_batch=micro_batch)
             watched = observing(config, launch, store, engine, work, resumed_at=progress.step, source=training.describe())
-            with watched as (observer, pulse), listening() as stop:
+            with watched as (observer, pulse), listening() as stop, collecting_between_steps():
                 train(
                     Run(
                         config=config,
@@ -87,6 +89,7 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
                         store=store,
                         stop=stop,
                         pulse=pulse,
+                        profiler=Profiler(config.profile, launch, store),
                         progress=progress,
                     )
                 )

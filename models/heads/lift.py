@@ -3,10 +3,11 @@
     tokens -> features and depth of each patch (VolumeHead, HeightHead) -> pulled into the cells of a box around the car (`volumes.lift`)
     -> height folded into channels, 1 x 1 -> + residual units at a quarter of the resolution -> a residual unit, 3 x 3
 
-Lifting is MIM4D's own, but that a patch may also say how high over the ground it is, as in BEVHeight (Yang et al. 2023), whose sum with
-depth is BEVHeight++'s (Yang et al. 2025): what stands on a street is found at once, where depth has to be learnt from row to row. On a
-synthetic city `bev` from scratch was at an IoU of 0.44 of the drivable area after 300 steps, and at 0.37 without. Folding the height and convolutions from above follow Simple-BEV (Harley et al. 2023); of its ResNet-18 with a
-way back up only one coarse level is kept, since the head is to be light. Group norm in float32, as pulled values are small.
+Lifting is MIM4D's own, but that a patch also says how high over the ground it is, as in BEVHeight (Yang et al. 2023), and both are added
+up: what stands on a street is found at once, where depth alone has to be learnt from row to row.
+
+Folding the height and convolutions from above follow Simple-BEV (Harley et al. 2023); of its ResNet-18 with a way back up only one
+coarse level is kept, since the head is to be light. Group norm in float32, as pulled values are small.
 
 How a map from above lies, here and in all that is built on it: `B C Y X` in the ego frame, x forward, y left. Columns run along x,
 the first is the farthest behind the car; rows along y, the first is the farthest to the right. So cell [i, j] has its

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.batch import Batch, Losses
 from models.config import CrocoConfig, DepthConfig, EncoderConfig, Grid, ObjectiveConfig
@@ -26,6 +25,7 @@ from tests.models.samples import (
     surround_batch,
     surround_sample,
 )
+from tests.waits import Waits
 
 DROPPING = VIDEO_ENCODER.model_copy(update={"drop_path": 0.2})
 
@@ -121,23 +121,6 @@ def test_drop_path_numbers_are_prepared_where_the_encoder_has_it() -> None:
     numbers = random_batch(DROPPING).prepared["croco"]["drop_path"]
     assert numbers.shape == (3, 2, VIDEO_ENCODER.shape.depth, 2) and numbers.dtype == torch.float32
     assert build_preparations([CROCO], VIDEO_GRID, DROPPING).keys() == {"croco"}
-
-
-class Waits(TorchDispatchMode):
-    """Notes operations that would wait for a device, and constants that would be copied to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
-        )
-        if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh", "is_nonzero"):
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("positions", ["rope", "sincos"])

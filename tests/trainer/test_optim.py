@@ -85,6 +85,8 @@ def test_the_moving_average_follows_the_encoder_alone() -> None:
     before = model.encoder.embed.weight.detach().clone()
     with torch.no_grad():
         model.encoder.embed.weight += 1
-    average.update()
+    average.update(torch.tensor(False))
+    assert torch.equal(average.averages["encoder.embed.weight"], before), "a step that was none moves no average"
+    average.update(torch.tensor(True))
     torch.testing.assert_close(average.averages["encoder.embed.weight"], before + 0.1)
     assert "mask_token" not in average.averages

@@ -22,6 +22,7 @@ from trainer.config.training import (
     ObserveConfig,
     OptimConfig,
     ParallelConfig,
+    ProfileConfig,
     RunSection,
     WarmStartConfig,
 )
@@ -48,6 +49,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     store: StoreConfig = StoreConfig()
     observe: ObserveConfig = ObserveConfig()
+    profile: ProfileConfig | None = None
     warm_start: WarmStartConfig | None = None
 
     @model_validator(mode="before")
@@ -191,6 +193,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"data.timeout_s is {self.data.timeout_s:g}, not below the parallel.timeout_s of {self.parallel.timeout_s:g} after which "
                 "other ranks take one that waits for its data for lost; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def profiled_steps_are_taken(self) -> "RunConfig":
+        if self.profile and self.profile.steps[1] > self.steps:
+            raise ValueError(
+                f"profile.steps are {list(self.profile.steps)} and the run has {self.steps}; name earlier ones, or raise steps"
             )
         return self
 

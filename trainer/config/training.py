@@ -57,7 +57,7 @@ class ParallelConfig(Section):
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the matrix products; none takes accelerate's mixed_precision, or fp32 without accelerate."""
     activation_checkpointing: Recompute = "none"
-    """What each block makes again in the backward: selective keeps products and attention, full keeps nothing and takes a third more compute."""
+    """What each block makes again in the backward: selective keeps products and attention, full nothing, for a third more compute."""
     compile: bool = False
     """Compile each block with torch.compile, which fuses what lies between the matrix products; costs a minute at the start."""
     prefetch_blocks: int = Field(1, ge=0)
@@ -116,6 +116,22 @@ class ObserveConfig(Section):
     """... but only after so many seconds. Below data.timeout_s, a store that is slow for a while would look like a hang."""
     hang_grace_s: float = Field(1800.0, gt=0)
     """Seconds that what is no step may last: the first steps, an evaluation, waiting for a checkpoint."""
+
+
+class ProfileConfig(Section):
+    """A trace of a few steps, for whoever wants to see where time and memory go."""
+
+    steps: tuple[int, int]
+    """First and last step to watch, counted from 1; leave a run some steps to get warm."""
+    ranks: tuple[int, ...] = (0,)
+    """Ranks that write a trace; some MB each."""
+
+    @model_validator(mode="after")
+    def steps_are_in_order(self) -> "ProfileConfig":
+        first, last = self.steps
+        if not 1 <= first <= last:
+            raise ValueError(f"steps are {first} to {last}, counted from 1; give the first and the last one, as [10, 12]")
+        return self
 
 
 WarmParts = Literal["encoder", "encoder_and_decoder", "model"]

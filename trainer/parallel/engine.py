@@ -1,7 +1,7 @@
 """An engine: a module spread over the ranks together with its optimiser, behind six methods.
 
     train_micro_step   forward and backward of one micro-batch
-    update             clip, step, zero; refuses by agreement a gradient that is not finite
+    update             clip, step, zero; refuses by agreement a gradient that is not finite, without waiting for the device
     apply              forward without gradients, for evaluation and pictures
     reduce             sums of a few numbers over all ranks
     state              the logical state, live, for checkpoints
@@ -12,7 +12,6 @@ Matrix products run in bf16 under autocast whatever the engine; the residual str
 FSDP2 gathers bf16 weights, ZeRO-3 float32 ones, twice the bytes. Every engine exchanges float32 gradients.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float64
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -55,22 +55,22 @@ class Engine(ABC):
     def train_micro_step(self, batch: Batch, *, share: float, last: bool) -> Losses:
         """Add the gradient of `share` times the loss of `batch`; gradients are exchanged at the latest on the last one of a step."""
 
-    def update(self, rate: float, *, loss: float) -> float:
-        """One optimiser step at learning rate `rate`; returns the norm of the gradient.
+    def update(self, rate: float, *, loss: Tensor) -> Tensor:
+        """One optimiser step at learning rate `rate`; returns the norm of the gradient, on the device.
 
         Nothing moves when `loss`, the mean over all ranks, or the norm is not finite. The norm is that of the whole
-        gradient, so every rank sees the same two numbers and they skip together.
+        gradient, so every rank sees the same two numbers and they skip together; the device does, where this process need not know.
         """
         with self.stopwatch.timing("optimiser"):
             norm = self._grad_norm()
-            if math.isfinite(loss) and norm.isfinite():
-                self._clip(norm)
-                set_learning_rate(self.optimizer, rate)
-                self._step()
-                if self.average:
-                    self.average.update()
+            is_finite = loss.isfinite() & norm.isfinite()
+            self._clip(norm)
+            set_learning_rate(self.optimizer, rate)
+            self._step(is_finite)
+            if self.average:
+                self.average.update(is_finite)
             self._drop_gradients()
-        return float(norm)
+        return norm
 
     @torch.no_grad()
     def apply(self, batch: Batch, task: Task) -> Any:
@@ -79,13 +79,11 @@ class Engine(ABC):
         with self._autocast():
             return self.module(batch, task)
 
-    def reduce(self, values: list[float]) -> list[float]:
-        """Sums over all ranks, in double precision; one collective."""
-        if not dist.is_initialized():
-            return values
-        sums = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(sums)
-        return sums.tolist()
+    def reduce(self, values: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """Sums over all ranks; one collective, on the device where the values are."""
+        if dist.is_initialized():
+            dist.all_reduce(values)
+        return values
 
     @abstractmethod
     def state(self) -> dict[str, Boxes]:
@@ -114,8 +112,8 @@ class Engine(ABC):
         """The norm of the whole gradient, the same on every rank."""
 
     @abstractmethod
-    def _step(self) -> None:
-        """Let the optimiser step."""
+    def _step(self, is_finite: Bool[Tensor, ""]) -> None:
+        """Let the optimiser step, unless it must not."""
 
     @abstractmethod
     def _drop_gradients(self) -> None:
@@ -163,7 +161,9 @@ class TorchEngine(Engine):
         norm = nn.utils.get_total_norm(self._gradients())
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def _step(self) -> None:
+    def _step(self, is_finite: Bool[Tensor, ""]) -> None:
+        # Fused AdamW, as under a GradScaler, looks at this on the device and leaves weights, moments and its count of steps alone.
+        self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
 
     def _drop_gradients(self) -> None:
@@ -204,11 +204,12 @@ class ZeroEngine(Engine):
         return self.zero.gradients()
 
     def _grad_norm(self) -> Tensor:
-        held = float(nn.utils.get_total_norm(self._gradients()))
-        return torch.tensor(math.sqrt(self.reduce([held**2])[0]), dtype=torch.float32)
+        held = nn.utils.get_total_norm(self._gradients())
+        return self.reduce(held.double().square()[None])[0].sqrt().float()
 
-    def _step(self) -> None:
-        self.zero.step()
+    def _step(self, is_finite: Bool[Tensor, ""]) -> None:
+        if bool(is_finite):  # DeepSpeed's own step waits for the device, too
+            self.zero.step()
 
     def _drop_gradients(self) -> None:
         self.zero.drop_gradients()

@@ -97,9 +97,13 @@ def take_step(engine: Engine, step: int) -> Step:
         batch = batch_of(engine.launch, step, micro_step)
         losses = engine.train_micro_step(batch, share=1 / MICRO_STEPS, last=micro_step + 1 == MICRO_STEPS)
         total += float(losses.total.detach()) / MICRO_STEPS
-    loss = engine.reduce([total])[0] / engine.launch.world_size
-    norm = engine.update(OPTIM.lr / (step + 1), loss=math.inf if step == BROKEN_LOSS_AT else loss)
-    return Step(loss, norm)
+    loss = mean_over_ranks(engine, total)
+    norm = engine.update(OPTIM.lr / (step + 1), loss=torch.tensor(math.inf if step == BROKEN_LOSS_AT else loss))
+    return Step(loss, float(norm))
+
+
+def mean_over_ranks(engine: Engine, value: float) -> float:
+    return float(engine.reduce(torch.tensor([value], dtype=torch.float64))[0]) / engine.launch.world_size
 
 
 def snapshot(state: dict[str, Boxes]) -> dict[str, Boxes]:
@@ -143,7 +147,7 @@ def train_and_resume(name: str) -> Trained:
     saved: list[Any] = [None] * RANKS
     dist.all_gather_object(saved, snapshot(engine.state()))
     steps += train(engine, range(SAVED_AFTER, STEPS))
-    evaluation = engine.reduce([float(engine.apply(batch_of(launch, 0, 0), "evaluate"))])[0] / RANKS
+    evaluation = mean_over_ranks(engine, float(engine.apply(batch_of(launch, 0, 0), "evaluate")))
 
     fresh = engine_of(launch, seed=1)
     load(fresh, assemble(saved))
