@@ -5,6 +5,11 @@ skip with a reason where they are absent; the variables below say where they are
 """
 
 import os
+
+# Before torch is loaded: models here are small, several tests run at a time, and threads that wait would spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from pathlib import Path
 
 import pytest
