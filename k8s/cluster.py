@@ -193,6 +193,8 @@ class ClusterConfig(Section):
     """Seconds that a finished run's objects, and so its logs, are kept."""
     restart_in_place: bool = False
     """Start a container that asks for it (exit code 75) again in its pod, with its node and scratch; needs Kubernetes 1.35."""
+    doctor: bool = False
+    """Let all nodes run `odonata doctor` before they train; it costs each start a launch, some ten seconds and more where NCCL is slow."""
     evictable: bool = True
     """Let drains of nodes evict one pod at a time, the next only when all train again; without, drains wait for the end of the run."""
     monitoring: Monitoring = Monitoring()

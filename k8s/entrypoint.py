@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -33,6 +33,7 @@ _POLL_S = 0.1
 _UNWIND_S = 5.0
 """Seconds after the grace period in which ranks may still end by themselves."""
 _RANKING = (EXIT_DO_NOT_RETRY, EXIT_REFUSED, EXIT_DEFECT, EXIT_RETRY)
+_NAMES = {"train": "the pod", "doctor": "the doctor"}
 _OTHER_LAUNCHERS = ("PET_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "RANK", "LOCAL_", "WORLD_SIZE", "NODE_RANK")
 """Variables of controllers that start pods for torchrun: it reads them behind accelerate's back."""
 
@@ -49,20 +50,50 @@ class Node:
 
 
 def run_pod(
-    run: Path, overrides: Sequence[str], accelerate: Path, node: Node, environ: Mapping[str, str], *, grace_s: float
+    run: Path,
+    overrides: Sequence[str],
+    accelerate: Path,
+    node: Node,
+    environ: Mapping[str, str],
+    *,
+    grace_s: float,
+    doctor: bool = False,
 ) -> int:
-    """Train `run` on this node to its end, or to the end of the grace period after SIGTERM; the exit code of the pod."""
+    """Train `run` on this node to its end, or to the end of the grace period after SIGTERM; the exit code of the pod.
+
+    With `doctor`, all nodes look first for what would stop the run, and train only where nothing does.
+    """
+    with listening() as stop:
+        if doctor:
+            beside = replace(node, main_port=node.main_port + 1)  # so that nobody takes the one meeting for the other
+            code = _run_ranks("doctor", run, overrides, accelerate, beside, environ, stop, grace_s=grace_s)
+            if code != EXIT_DONE or stop.signal:
+                return code or EXIT_RETRY
+        return _run_ranks("train", run, overrides, accelerate, node, environ, stop, grace_s=grace_s)
+
+
+def _run_ranks(
+    what: str,
+    run: Path,
+    overrides: Sequence[str],
+    accelerate: Path,
+    node: Node,
+    environ: Mapping[str, str],
+    stop: StopWish,
+    *,
+    grace_s: float,
+) -> int:
     launcher_options = _place_node(accelerate, node)
-    with tempfile.TemporaryDirectory(prefix="odonata-ranks-") as folder, listening() as stop:
+    with tempfile.TemporaryDirectory(prefix="odonata-ranks-") as folder:
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(accelerate), *launcher_options]
-        command += ["-m", "odonata", "train", str(run), *overrides]
+        command += ["-m", "odonata", what, str(run), *overrides]
         # A session of its own: Ctrl-C of a terminal, too, comes to the ranks by us.
         launcher = subprocess.Popen(command, env=_clean(environ, folder, grace_s), start_new_session=True)
         watch = Watch(launcher, Path(folder), stop, grace_s=grace_s)
         watch.wait()
         code = watch.judge(alone=node.rank is None)
     told = ", ".join(f"{rank.local_rank}: {rank.code}" for rank in watch.ranks) or "none began"
-    log.info("the launcher ended with %s, local ranks with %s: the pod ends with %d", launcher.returncode, told, code)
+    log.info("the launcher ended with %s, local ranks with %s: %s ends with %d", launcher.returncode, told, _NAMES[what], code)
     return code
 
 

@@ -16,6 +16,8 @@ FLAVOUR = "odonata/flavour"
 ENGINE = "odonata/engine"
 URI = "odonata/uri"
 """Annotation: where the run lives in the store."""
+CLUSTER = "odonata/cluster"
+"""Annotation of the ConfigMap: the cluster config, from which a resume on other nodes renders again."""
 
 APPLICATION = "odonata"
 CONTAINER = "node"
@@ -51,6 +53,11 @@ def choose_name(uri: str, asked: str | None) -> str:
             f"alone and at most {_LONGEST_NAME} of them: give one with --name"
         )
     return name
+
+
+def name_job(namespace: str, name: str) -> str:
+    """What the run's writer is called in its claim: every restart of one workload is the same job."""
+    return f"{namespace}/{name}"
 
 
 def port_name(local_rank: int) -> str:

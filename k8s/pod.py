@@ -57,13 +57,14 @@ def build_command(workload: Workload, meeting: Meeting | None, *, retry_code: in
             f"--main-port={meeting.main_port}",
         ]
     command += [f"--grace-s={workload.cluster.grace_s}", f"--meeting-s={workload.cluster.startup_s}"]
+    command += ["--doctor"] if workload.cluster.doctor else []
     return command + ([f"--retry-code={retry_code}"] if retry_code != EXIT_RETRY else [])
 
 
 def build_environment(workload: Workload) -> list[Manifest]:
     """Variables of the container; secrets come beside it, by reference."""
     ours = {
-        "ODONATA_JOB": f"{workload.cluster.namespace}/{workload.name}",  # a restart takes its run over at once
+        "ODONATA_JOB": labels.name_job(workload.cluster.namespace, workload.name),  # a restart takes its run over at once
         "HOME": labels.SCRATCH_FOLDER,  # where libraries keep caches, as there is nowhere else to write
         "TMPDIR": labels.SCRATCH_FOLDER,
     }

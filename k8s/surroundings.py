@@ -3,6 +3,8 @@
 Left to whom: the pods are `pod`, their owners the flavours' files.
 """
 
+import yaml
+
 from k8s import labels
 from k8s.pod import MAIN_PORT
 from k8s.workload import Manifest, Workload
@@ -12,8 +14,13 @@ _LINK_LOCAL = "169.254.0.0/16"
 
 
 def build_config_map(workload: Workload) -> Manifest:
-    """The resolved run config and the launcher's. It never changes: another config has another hash and so another name."""
-    return workload.describe("ConfigMap", "v1", workload.config_name) | {"immutable": True, "data": workload.files}
+    """The resolved run config and the launcher's. It never changes: another config has another hash and so another name.
+
+    Beside them, where it may change, the cluster config: nothing in a pod reads it.
+    """
+    cluster = yaml.safe_dump(workload.cluster.model_dump(mode="json"), sort_keys=False)
+    config_map = workload.describe("ConfigMap", "v1", workload.config_name, **{labels.CLUSTER: cluster})
+    return config_map | {"immutable": True, "data": workload.files}
 
 
 def build_service_account(workload: Workload) -> Manifest:

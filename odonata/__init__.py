@@ -4,8 +4,8 @@ Each command is one call into a room below; imports wait until a command needs t
 without torch. A module's commands join `app` when it is imported, in the order in which `odonata --help` shows them.
 """
 
-from odonata import runs, data, plan, cluster, encoders, checkpoints  # noqa: I001  (the order of --help)
+from odonata import runs, data, plan, cluster, jobs, encoders, checkpoints  # noqa: I001  (the order of --help)
 from odonata.app import app
 from odonata.door import main
 
-__all__ = ["app", "checkpoints", "cluster", "data", "encoders", "main", "plan", "runs"]
+__all__ = ["app", "checkpoints", "cluster", "data", "encoders", "jobs", "main", "plan", "runs"]

@@ -9,6 +9,8 @@ import typer
 from odonata.app import Overrides, RunFile, app
 from trainer.errors import EXIT_RETRY
 
+ClusterFile = Annotated[Path, typer.Option("--cluster", metavar="CLUSTER.yaml", help="Cluster config; k8s/clusters/ has some.")]
+
 
 @app.command(
     epilog="Example: `odonata render launch/runs/all_video_base_s3.yaml --cluster k8s/clusters/spot_four_nodes.yaml -o manifests "
@@ -16,7 +18,7 @@ from trainer.errors import EXIT_RETRY
 )
 def render(
     run: RunFile,
-    cluster: Annotated[Path, typer.Option("--cluster", metavar="CLUSTER.yaml", help="Cluster config; k8s/clusters/ has some.")],
+    cluster: ClusterFile,
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write the manifests into, one object a file.")
     ],
@@ -51,6 +53,7 @@ def pod(
     main_port: Annotated[int, typer.Option(help="Port of node 0 at which all meet.", min=1, max=65535)] = 29500,
     meeting_s: Annotated[int, typer.Option(help="Seconds to wait for the other nodes.", min=1)] = 900,
     grace_s: Annotated[float, typer.Option(help="Seconds between SIGTERM and the kill of what then still runs.", min=0)] = 25.0,
+    doctor: Annotated[bool, typer.Option("--doctor", help="Look for what would stop the run before it begins.")] = False,
     retry_code: Annotated[
         int, typer.Option(help="Exit code in place of 75, for those who read another so.", min=1, max=255)
     ] = EXIT_RETRY,
@@ -61,5 +64,5 @@ def pod(
 
     configure_logging(rank=0)
     node = Node(node_rank, main_address, main_port, meeting_s)
-    code = run_pod(run, overrides or (), accelerate, node, os.environ, grace_s=grace_s)
+    code = run_pod(run, overrides or (), accelerate, node, os.environ, grace_s=grace_s, doctor=doctor)
     raise typer.Exit(retry_code if code == EXIT_RETRY else code)

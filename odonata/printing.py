@@ -1,7 +1,8 @@
 """Tables and progress bars of the commands."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 _PIPED_WIDTH = 10_000
@@ -18,6 +19,32 @@ def print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, ri
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, markup=False, emoji=False, highlight=False).print(table)
+
+
+def say_age(moment_s: float) -> str:
+    """How long ago a moment was, in seconds since 1970: 40 s, 12 min, 3 h, 5 d."""
+    age_s = max(0.0, time.time() - moment_s)
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age_s >= 2 * seconds:
+            return f"{age_s / seconds:.0f} {unit}"
+    return f"{age_s:.0f} s"
+
+
+def say_ranks(ranks: Sequence[int]) -> str:
+    """Ascending ranks, those in a row as one: 0-7, 12."""
+    rows: list[list[int]] = []
+    for rank in ranks:
+        if rows and rows[-1][-1] == rank - 1:
+            rows[-1].append(rank)
+        else:
+            rows.append([rank])
+    return ", ".join(str(row[0]) if len(row) == 1 else f"{row[0]}-{row[-1]}" for row in rows)
+
+
+def clear_screen() -> None:
+    """Begin at the top of the terminal, where there is one."""
+    if sys.stdout.isatty():
+        print("\033[2J\033[H", end="")
 
 
 @contextmanager

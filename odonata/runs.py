@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from odonata.app import AsJson, Overrides, RunFile, StoreSettings, app
-from odonata.printing import print_table
+from odonata.printing import print_table, say_ranks
 from trainer.errors import ConfigError
 
 
@@ -36,6 +36,40 @@ def train(
     launch = read_launch(os.environ, config.parallel)
     configure_logging(launch.rank)
     start(config, launch, resume=resume == "auto", job=os.environ.get("ODONATA_JOB"))
+
+
+@app.command(
+    epilog="Example: `accelerate launch --config_file launch/accelerate/fsdp2.yaml -m odonata doctor launch/runs/croco_video_tiny.yaml "
+    "data.root=city`"
+)
+def doctor(run: RunFile, overrides: Overrides = None) -> None:
+    """Look for what would stop a run, on all its ranks: collectives, store, clocks, disk, shared memory, versions."""
+    from trainer.config.load import load_run_config
+
+    config = load_run_config(run, overrides or ())
+    from trainer.doctor.examine import choose_exit_code, examine
+    from trainer.observe.logs import configure_logging
+    from trainer.parallel.launch import read_launch
+
+    launch = read_launch(os.environ, config.parallel)
+    configure_logging(launch.rank)
+    diagnoses = examine(config, launch)
+    if launch.is_main:
+        print_table(
+            ("", "check", "ranks", "found", "what to change"),
+            (
+                (
+                    "x" if each.finding.cure else "",
+                    each.finding.name,
+                    say_ranks(each.ranks),
+                    each.finding.value,
+                    each.finding.cure,
+                )
+                for each in diagnoses
+            ),
+            right=(),
+        )
+    raise typer.Exit(choose_exit_code(diagnoses))
 
 
 @app.command(epilog="Example: `odonata config launch/runs/croco_video_tiny.yaml optim.lr=3e-4`")

@@ -4,10 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pytest
+
+from odonata.printing import say_age, say_ranks
 
 ROOT = Path(__file__).parents[1]
 TINY = "launch/runs/croco_video_tiny.yaml"
@@ -34,8 +37,15 @@ def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
                 "card",
                 "view",
                 "goodput",
+                "doctor",
                 "render",
                 "pod",
+                "submit",
+                "resume",
+                "list",
+                "status",
+                "logs",
+                "stop",
             )
         ),
     ],
@@ -74,6 +84,19 @@ def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None
         (("render", TINY, "--cluster", "k8s/clusters/one_node.yaml", "-o", "manifests"), "would lie on a pod's own disk"),
         (("pod", TINY, "--accelerate", "nothing.yaml"), "cannot be read"),
         (("pod", TINY, "--accelerate", "launch/accelerate/fsdp2.yaml", "--node-rank", "0"), "a single one needs neither"),
+        (("submit", TINY, "--cluster", "k8s/clusters/nothing.yaml"), "is not a file"),
+        (("submit", TINY, "--cluster", "k8s/clusters/one_node.yaml"), "would lie on a pod's own disk"),
+        *(
+            ((command, *run, "--context", "no-such-context"), "name a file in KUBECONFIG and a context of it with --context")
+            for command, run in {
+                "list": (),
+                "status": ("mine",),
+                "logs": ("mine",),
+                "stop": ("mine",),
+                "resume": ("mine",),
+            }.items()
+        ),
+        (("doctor", "launch/runs/nothing.yaml"), "is not a file"),
         (("pack", "nowhere"), "has no place to pack it into"),
         (("pack", "nowhere", "packed"), "is not a folder; give a nuScenes dataroot"),
         (("pack", "--verify", "nowhere"), "has no version"),
@@ -89,6 +112,16 @@ def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(arguments: 
     assert done.stderr.startswith("odonata: ")
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("ranks", "text"), [([], ""), ([3], "3"), ([0, 1, 2, 5, 7, 8], "0-2, 5, 7-8"), (range(1024), "0-1023")])
+def test_ranks_in_a_row_are_said_as_one(ranks: Sequence[int], text: str) -> None:
+    assert say_ranks(ranks) == text
+
+
+@pytest.mark.parametrize(("age_s", "text"), [(-5, "0 s"), (90, "90 s"), (120, "2 min"), (2 * 3600, "2 h"), (5 * 86400, "5 d")])
+def test_an_age_is_said_in_the_unit_that_fits(age_s: float, text: str) -> None:
+    assert say_age(time.time() - age_s) == text
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ FOLDERS = (*PACKAGES, "benchmarks", "docs", "launch", "tests")
 
 # Tests of a whole run or of a whole folder; every other one is named after the module that it tests.
 WHOLE = {
+    "k8s/lifecycle",
     "trainer/data/shards/same_everywhere",
     "trainer/bad_input",
     "trainer/full_disk",

@@ -1,4 +1,5 @@
-"""A real Kubernetes API server for tests, on free ports of this machine: etcd and kube-apiserver, with no nodes behind them.
+"""A real Kubernetes control plane for tests, on free ports of this machine: etcd, kube-apiserver, and where a test wants what a Job does,
+kube-controller-manager. Nodes are `kubelet`'s.
 
 The binaries lie in the folder that KUBEBUILDER_ASSETS names, as for other users of envtest; where it is not set, an archive of them in
 `shared/kube` beside the checkout is unpacked. etcd may also be on the path (launch/system.sh).
@@ -36,6 +37,8 @@ class Assets:
 
     apiserver: Path
     etcd: Path
+    controller_manager: Path | None
+    """Not among those that envtest brings."""
 
 
 def find_assets(folder: Path) -> Assets | str:
@@ -50,8 +53,9 @@ def find_assets(folder: Path) -> Assets | str:
         return "no etcd in KUBEBUILDER_ASSETS or on the path; launch/system.sh installs it"
     if named is None:
         with tarfile.open(archives[-1]) as archive:
-            archive.extract("kube-apiserver", place, filter="data")
-    return Assets(place / "kube-apiserver", Path(etcd))
+            archive.extractall(place, filter="data")
+    controller_manager = place / "kube-controller-manager"
+    return Assets(place / "kube-apiserver", Path(etcd), controller_manager if controller_manager.exists() else None)
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,56 @@ class ControlPlane:
     url: str
     folder: Path
 
+    @property
+    def kubeconfig(self) -> Path:
+        """Of its administrator."""
+        return self.folder / "kubeconfig"
+
+    def write_kubeconfig(self, name: str, token: str) -> Path:
+        """One for whoever has `token`."""
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {
+                        "server": self.url,
+                        "certificate-authority": str(self.folder / "certificates" / "apiserver.crt"),
+                        "tls-server-name": "kubernetes.default.svc",
+                    },
+                }
+            ],
+            "users": [{"name": name, "user": {"token": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": name, "namespace": "perception"}}],
+            "current-context": "test",
+        }
+        path = self.folder / name
+        path.write_text(json.dumps(config))
+        return path
+
+    def log_in(self, namespace: str, account: str) -> Path:
+        """The kubeconfig of a service account."""
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        place = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
+        answer = self.must("create", "--raw", place, "-f", "-", content=json.dumps(request))
+        return self.write_kubeconfig(account, json.loads(answer)["status"]["token"])
+
+    def must(self, *arguments: str, content: str = "") -> str:
+        """Run kubectl, which has to succeed; what it says."""
+        done = self.kubectl(*arguments, content=content)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def dry_run(self, manifest: Manifest) -> subprocess.CompletedProcess[str]:
         """Create `manifest` as far as the server's admission and validation go; its answer is JSON."""
         return self.kubectl(
             "create", "--dry-run=server", "--validate=false", "-o", "json", "-f", "-", content=yaml.safe_dump(manifest)
         )
 
-    def kubectl(self, *arguments: str, content: str = "") -> subprocess.CompletedProcess[str]:
-        """Run kubectl of the test extra."""
-        command = [Path(sys.executable).with_name("kubectl"), "--kubeconfig", self.folder / "kubeconfig", *arguments]
+    def kubectl(self, *arguments: str, content: str = "", kubeconfig: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run kubectl of the test extra, as the administrator or as whom `kubeconfig` names."""
+        command = [Path(sys.executable).with_name("kubectl"), "--kubeconfig", kubeconfig or self.kubeconfig, *arguments]
         environment = os.environ | {"HOME": str(self.folder), "NO_PROXY": "127.0.0.1"}
         return subprocess.run(command, input=content, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -102,6 +147,29 @@ def running(assets: Assets, folder: Path) -> Iterator[ControlPlane]:
             process.wait()
 
 
+@contextmanager
+def controlling(assets: Assets, plane: ControlPlane) -> Iterator[None]:
+    """What keeps Jobs in pods, deletes what deleted objects own, counts quotas and makes tokens, until the end of the block."""
+    assert assets.controller_manager, "the caller has looked"
+    options = {
+        "kubeconfig": plane.kubeconfig,
+        "bind-address": "127.0.0.1",
+        "secure-port": free_port(),
+        "port": 0,
+        "leader-elect": "false",
+        "service-account-private-key-file": plane.folder / "account.key",
+        "controllers": "job,garbagecollector,resourcequota,serviceaccount,serviceaccount-token,namespace,disruption",
+    }
+    with (plane.folder / "controllers.log").open("wb") as log:
+        command = [assets.controller_manager, *(f"--{name}={value}" for name, value in options.items())]
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=plane.folder)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def _etcd_addresses(client: str, peer: str) -> list[str]:
     options = {
         "listen-client-urls": client,
@@ -130,15 +198,7 @@ def _write_identities(plane: ControlPlane) -> None:
     folder = plane.folder
     subprocess.run(["openssl", "genrsa", "-out", folder / "account.key", "2048"], check=True, capture_output=True)
     (folder / "tokens.csv").write_text(f"{_TOKEN},admin,admin,system:masters\n")
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "test", "cluster": {"server": plane.url, "insecure-skip-tls-verify": True}}],
-        "users": [{"name": "admin", "user": {"token": _TOKEN}}],
-        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
-        "current-context": "test",
-    }
-    (folder / "kubeconfig").write_text(json.dumps(config))
+    plane.write_kubeconfig(plane.kubeconfig.name, _TOKEN)
 
 
 def _wait_until_ready(plane: ControlPlane, processes: list[subprocess.Popen[bytes]]) -> None:

@@ -69,6 +69,16 @@ def test_a_wrong_config_ends_the_pod_with_the_code_that_nobody_retries(runner: R
 
 
 @pytest.mark.slow
+def test_a_pod_that_the_doctor_finds_well_trains(runner: Runner) -> None:
+    options = ("--doctor", "--main-port", str(free_port()))
+    well = runner.finish("well", start_pod(runner, "well", "steps=2", "checkpoint.every_steps=2", options=options))
+    assert well.returncode == 0, well.output[-3000:]
+    examined, _, trained = well.output.partition("the doctor ends with 0")
+    assert "2 ranks: all_reduce" in examined and "conditional put" in examined
+    assert "the pod ends with 0" in trained and len(well.steps) == 2
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_nodes_stops_both_at_the_same_step_with_one_checkpoint(runner: Runner) -> None:
     two = runner.folder / "two_nodes.yaml"
     text = (ACCELERATE / "fsdp2.yaml").read_text().replace("num_machines: 1", "num_machines: 2")

@@ -96,3 +96,8 @@ def test_in_place_only_the_code_that_asks_for_it_starts_a_container_again() -> N
     container = container_of(workload_of(restart_in_place=True))
     assert container["restartPolicy"] == "Never"
     assert container["restartPolicyRules"] == [{"action": "Restart", "exitCodes": {"operator": "In", "values": [75]}}]
+
+
+def test_the_doctor_comes_first_where_the_cluster_config_says_so() -> None:
+    assert "--doctor" in container_of(workload_of(doctor=True))["args"]
+    assert "--doctor" not in container_of(workload_of())["args"]

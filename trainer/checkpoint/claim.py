@@ -137,9 +137,7 @@ def claim_run(
     `job` is the same for every restart of one job. `find_committed` names the checkpoints that there are.
     """
     while True:
-        held = next(iter(read_claims(store)), None)
-        if held:
-            _refuse_if_alive(held, job=job, age_s=clock() - held.renewed_s, expiry_s=expiry_s, uri=store.uri)
+        held = refuse_if_held(store, job=job, expiry_s=expiry_s, clock=clock)
         number = held.incarnation + 1 if held else 1
         claim = Claim(number, job, describe_process(os.getpid()), clock())
         try:
@@ -165,6 +163,14 @@ def read_claims(store: Store) -> list[Claim]:
         except ObjectMissingError:  # forgotten since it was listed
             continue
     return claims
+
+
+def refuse_if_held(store: Store, *, job: str | None, expiry_s: float, clock: Callable[[], float] = time.time) -> Claim | None:
+    """The newest claim; RefusedError names its holder where `job` may not take the run over. Nothing is written."""
+    held = next(iter(read_claims(store)), None)
+    if held:
+        _refuse_if_alive(held, job=job, age_s=clock() - held.renewed_s, expiry_s=expiry_s, uri=store.uri)
+    return held
 
 
 def watch_writer(store: Store) -> Callable[[], bool]:

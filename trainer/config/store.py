@@ -37,6 +37,11 @@ class StoreConfig(Section):
     timeout_s: float = Field(60.0, gt=0)
     """Seconds of silence after which a request counts as lost."""
 
+    @property
+    def impatient(self) -> "StoreConfig":
+        """The same for a look that somebody waits for: one try, and soon given up."""
+        return self.model_copy(update={"max_attempts": 1, "timeout_s": 5.0})
+
     @model_validator(mode="after")
     def kms_key_needs_kms(self) -> "StoreConfig":
         """A key that no object would be encrypted with is a slip."""

@@ -41,7 +41,7 @@ def describe_environment(place: Place, source: Mapping[str, Any]) -> dict[str, A
     """The environment of this process; `source` is what the training data says of itself."""
     return {
         "versions": {"python": platform.python_version(), "cuda": torch.version.cuda}
-        | {name: _version(name) for name in _PACKAGES},
+        | {name: find_version(name) for name in _PACKAGES},
         "revision": describe_revision(_HOME),
         "hardware": {
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -75,7 +75,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _version(package: str) -> str | None:
+def find_version(package: str) -> str | None:
+    """The installed version, if it is installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -16,9 +16,11 @@ import base64
 import functools
 import io
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -143,6 +145,13 @@ class S3Store:
             names = iter([name for name, _ in self._objects(prefix)])
             while batch := list(islice(names, _DELETE_BATCH)):
                 self._delete_objects(batch)
+
+    def measure_clock_skew_s(self) -> float:
+        """How many seconds the clock of this machine is ahead of the server's, to the second that HTTP tells."""
+        with explaining(self.uri, "list", ""):
+            answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        told = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return time.time() - told.timestamp()
 
     @property
     def _client(self) -> Any:
