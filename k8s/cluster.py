@@ -113,7 +113,7 @@ class Monitoring(Section):
     namespace: DnsLabel = "monitoring"
     """The network policy lets pods of this namespace in, and no others."""
     pod_monitor: bool = True
-    """Render a PodMonitor; its kind must be known to the cluster (Prometheus operator)."""
+    """Render a PodMonitor; its kind must be known to the cluster (Prometheus operator). Without, pods carry prometheus.io annotations."""
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     """Labels that the Prometheus looks for in PodMonitors, as release: kube-prometheus-stack."""
 

@@ -28,6 +28,8 @@ CONFIG_FOLDER = "/etc/odonata"
 SCRATCH_FOLDER = "/scratch"
 METRICS_PORT = "metrics"
 """Name of local rank 0's port, which probes ask; rank r's is metrics-r."""
+METRICS_PATH = "/metrics/pod"
+"""Where local rank 0 answers for all ranks of its pod."""
 
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 KUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"

@@ -41,7 +41,7 @@ class Meeting:
 def build_pod_template(workload: Workload, meeting: Meeting | None, *, container: str = labels.CONTAINER) -> Manifest:
     """Metadata and spec of a node's pod; without a meeting there is one node."""
     metadata: Manifest = {"labels": workload.labels}
-    annotations = _queue_annotations(workload)
+    annotations = _queue_annotations(workload) | _scrape_annotations(workload)
     if annotations:
         metadata["annotations"] = annotations
     return {"metadata": metadata, "spec": _build_spec(workload, meeting, container)}
@@ -245,3 +245,11 @@ def _queue_annotations(workload: Workload) -> dict[str, str]:
     if queue.kind == "volcano":
         return {labels.VOLCANO_GROUP: workload.name} if flavour in ("job", "jobset") else {}
     return {labels.KUEUE_TOPOLOGY.format("required" if topology.required else "preferred"): topology.key} if topology else {}
+
+
+def _scrape_annotations(workload: Workload) -> dict[str, str]:
+    """What a Prometheus without operator goes by; with a PodMonitor it would scrape twice."""
+    if workload.cluster.monitoring.pod_monitor:
+        return {}
+    scrape = {"scrape": "true", "port": str(workload.metrics_ports[0]), "path": labels.METRICS_PATH}
+    return {f"prometheus.io/{key}": value for key, value in scrape.items()}

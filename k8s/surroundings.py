@@ -53,7 +53,7 @@ def build_disruption_budget(workload: Workload) -> Manifest:
 
 
 def build_network_policy(workload: Workload) -> Manifest:
-    """In: the run's own pods, and Prometheus at /metrics. Out: the run's own pods, DNS, and the ports of its stores; no cloud metadata."""
+    """In: the run's own pods, and Prometheus at one port. Out: the run's own pods, DNS, and the ports of its stores; no cloud metadata."""
     cluster = workload.cluster
     own = {"podSelector": {"matchLabels": labels.select(workload.name)}}
     prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": cluster.monitoring.namespace}}}
@@ -62,23 +62,20 @@ def build_network_policy(workload: Workload) -> Manifest:
     spec = {
         "podSelector": own["podSelector"],
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": [{"from": [own]}, {"from": [prometheus], "ports": _tcp(workload.metrics_ports)}],
+        "ingress": [{"from": [own]}, {"from": [prometheus], "ports": _tcp(workload.metrics_ports[:1])}],
         "egress": [{"to": [own]}, {"ports": dns}, {"to": anywhere, "ports": _tcp(workload.store_ports)}],
     }
     return workload.describe("NetworkPolicy", "networking.k8s.io/v1") | {"spec": spec}
 
 
 def build_pod_monitor(workload: Workload) -> Manifest:
-    """What Prometheus scrapes: each rank's /metrics, under the names of run and node."""
+    """What Prometheus scrapes: one page a pod, where local rank 0 answers for all its ranks, under the names of run and node."""
     monitor = workload.describe("PodMonitor", "monitoring.coreos.com/v1")
     monitor["metadata"]["labels"] = workload.labels | workload.cluster.monitoring.labels
-    endpoints = [
-        {"port": labels.port_name(rank), "path": "/metrics", "interval": "15s"} for rank in range(len(workload.metrics_ports))
-    ]
     spec = {
         "selector": {"matchLabels": labels.select(workload.name)},
         "podTargetLabels": [labels.RUN, labels.CONFIG],
-        "podMetricsEndpoints": endpoints,
+        "podMetricsEndpoints": [{"port": labels.port_name(0), "path": labels.METRICS_PATH, "interval": "15s"}],
     }
     return monitor | {"spec": spec}
 

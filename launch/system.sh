@@ -9,7 +9,7 @@
 set -u
 
 # command that shows it is there : Debian package that brings it
-NEEDS="promtool:prometheus etcd:etcd-server chromium:chromium"
+NEEDS="promtool:prometheus prometheus-pushgateway:prometheus-pushgateway etcd:etcd-server chromium:chromium"
 
 missing=""
 for need in $NEEDS; do

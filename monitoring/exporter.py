@@ -4,8 +4,8 @@ A registry of our own, so that two exporters in one process do not meet, and no 
 nobody has set is not served: a loss of 0 before the first step would be a lie, and a timestamp of 0 an alert. Counters and
 histograms without labels of their own begin at 0, so that their first increase is seen.
 
-Left to whom: what there is to export is `metrics`, pages and ports are `serving`; whoever holds an exporter decides what to do
-when it fails.
+Left to whom: what there is to export is `metrics`, pages and ports are `serving`, the last word is `pushing`; whoever holds an exporter
+decides what to do when it fails.
 """
 
 import logging
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 from monitoring.metrics import METRICS, Metric
 from monitoring.pulse import Pulse
+from monitoring.pushing import push_summary
 from monitoring.serving import Server
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,10 @@ class Exporter:
     def cpu_seconds(self) -> float:
         """What serving has cost."""
         return self._server.cpu_seconds if self._server else 0.0
+
+    def push_summary(self, gateway: str) -> None:
+        """Leave what lasts with the Pushgateway at this address, under the name of the run; OSError where it is not taken."""
+        push_summary(self.registry, gateway, grouping={"run": self._constant_labels["run"]})
 
     def close(self) -> None:
         """Serve no more."""

@@ -8,7 +8,7 @@ What is the same on every rank is exported by every rank: look at `rank="0"`.
 Left to whom: `exporter` serves them, the trainer's `observe/metrics.py` sets them. A metric that is not in this list cannot be exported.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["gauge", "counter", "histogram", "info"]
@@ -42,6 +42,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("odonata_loss_part", "gauge", "One part of the loss in the last step.", labels=("objective", "part")),
     Metric("odonata_grad_norm", "gauge", "Norm of the whole gradient in the last step, before clipping."),
     Metric("odonata_learning_rate", "gauge", "Learning rate of the last step, before layer decay."),
+    Metric(
+        "odonata_mask_ratio", "gauge", "Share of a masked clip that the encoder does not see.", "ratio", labels=("objective",)
+    ),
+    Metric("odonata_valid_pairs", "gauge", "Pairs of image and LiDAR in an image, mean of the last step.", labels=("objective",)),
     Metric("odonata_skipped_steps_total", "counter", "Steps whose loss or gradient was not finite, so that no weight moved."),
     # is it fast
     Metric(
@@ -94,7 +98,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("odonata_replaced_clips_total", "counter", "Clips that could not be read and were replaced, over all ranks."),
     # is it safe
     Metric(
-        "odonata_last_checkpoint_timestamp_seconds", "gauge", "When the last checkpoint was committed, since 1970.", "seconds"
+        "odonata_last_checkpoint_timestamp_seconds",
+        "gauge",
+        "When the last checkpoint was committed, or the run began without one.",
+        "seconds",
     ),
     Metric("odonata_last_checkpoint_step", "gauge", "Step of the last committed checkpoint."),
     Metric("odonata_checkpoint_lag_steps", "gauge", "Steps that a kill now would cost."),
@@ -111,3 +118,26 @@ METRICS: tuple[Metric, ...] = (
     Metric("odonata_goodput_seconds", "gauge", "Wall time of the run over all its starts.", "seconds", labels=("bucket",)),
     Metric("odonata_goodput_ratio", "gauge", "Share of the wall time in steps that count, waiting for data left out.", "ratio"),
 )
+
+_LASTING = frozenset(
+    {
+        "odonata_step",
+        "odonata_steps",
+        "odonata_loss",
+        "odonata_last_step_timestamp_seconds",
+        "odonata_last_checkpoint_step",
+        "odonata_starts",
+        "odonata_preemptions",
+        "odonata_lost_steps",
+        "odonata_goodput_seconds",
+        "odonata_goodput_ratio",
+    }
+)
+
+SUMMARY: dict[str, Metric] = {
+    metric.name: replace(metric, name=metric.name.replace("odonata_", "odonata_final_", 1))
+    for metric in METRICS
+    if metric.name in _LASTING
+}
+"""What is still of interest when the process is gone, and its name then: another one, for a Pushgateway keeps its last value for ever,
+and an alert on it would never end."""

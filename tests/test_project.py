@@ -14,13 +14,14 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-PACKAGES = ("k8s", "models", "monitoring", "trainer")
+PACKAGES = ("k8s", "models", "monitoring", "odonata", "trainer")
 FOLDERS = (*PACKAGES, "benchmarks", "docs", "launch", "tests")
 
 # Tests of a whole run or of a whole folder; every other one is named after the module that it tests.
 WHOLE = {
     "k8s/lifecycle",
     "trainer/data/shards/same_everywhere",
+    "trainer/alarmed_run",
     "trainer/bad_input",
     "trainer/full_disk",
     "trainer/objectives_together",

@@ -37,7 +37,7 @@ from trainer.experiment import check_same_data, check_same_experiment, pin_data
 from trainer.garbage import collecting_between_steps
 from trainer.held_out import HeldOut, read_held_out
 from trainer.loop import Progress, Run, train
-from trainer.observe.build import build_observer
+from trainer.observe.build import build_observer, check_extras
 from trainer.observe.metrics import Work
 from trainer.observe.observers import Observers
 from trainer.parallel.engine import Engine, build_engine
@@ -58,6 +58,7 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
 
     `job` is the same for every restart of one job, which may take the run over at once.
     """
+    check_extras(config.observe)
     store = open_store(config.run.uri, config.store)
     config = pin_data(config, store)
     micro_batch, micro = micro_steps(launch, config.parallel, config.global_batch)

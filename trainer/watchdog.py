@@ -3,7 +3,8 @@
 Every rank's watchdog is a thread that now and then says on a board, outside of any collective, what its rank is doing. Where the
 `Pulse` says that a step has lasted too long, it reads the board twice: a rank whose watchdog is silent as well is frozen (stopped,
 swapped out, its node gone); where none is, a rank that does something else than most is the one that others wait for. That, the
-stacks of all threads and NCCL's flight recorder go to incidents/, and the process ends with the code that asks for a restart.
+stacks of all threads and torch's record of the last collectives go to incidents/, and the process ends with the code that asks for a
+restart.
 
 gloo and NCCL give up, too, after parallel.timeout_s, without saying whom they waited for.
 
@@ -141,7 +142,7 @@ class Watchdog:
             self._store.put(f"{name}.txt", text.encode() + dump_stacks())
             recorded = dump_flight_recorder()
             if recorded:
-                self._store.put(f"{name}-nccl.json", recorded)
+                self._store.put(f"{name}-collectives.json", recorded)
         except StoreError as error:
             log.warning("could not keep the incident: %s", error)
 
@@ -169,11 +170,14 @@ def dump_stacks() -> bytes:
 
 
 def dump_flight_recorder() -> bytes | None:
-    """NCCL's last collectives as JSON, where NCCL is used and records them (TORCH_FR_BUFFER_SIZE)."""
-    if not (torch.cuda.is_available() and dist.is_initialized() and "nccl" in str(dist.get_backend_config())):
+    """This process' last collectives as JSON, where torch's flight recorder keeps them (TORCH_FR_BUFFER_SIZE); NCCL has its own."""
+    if not dist.is_initialized():
         return None
-    text = torch._C._distributed_c10d._dump_nccl_trace_json()  # type: ignore[attr-defined]
-    return text.encode() if isinstance(text, str) else text
+    name = "_dump_nccl_trace_json" if "nccl" in str(dist.get_backend_config()) else "_dump_fr_trace_json"
+    dump = getattr(torch._C._distributed_c10d, name, None)  # private: another version of torch may have none
+    recorded = dump() if dump else None
+    text = recorded.encode() if isinstance(recorded, str) else recorded
+    return text if text and json.loads(text).get("entries") else None
 
 
 @contextmanager

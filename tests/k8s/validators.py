@@ -23,8 +23,8 @@ def find_problems(manifest: Manifest, versions: tuple[str, ...] = VERSIONS) -> l
             return [*_find_trainer_problems(manifest), *_find_inner_problems(manifest, versions)]
         case "PyTorchJob":
             return [*_find_pytorchjob_problems(manifest), *_find_inner_problems(manifest, versions)]
-        case "PodMonitor":
-            return _find_monitor_problems(manifest)
+        case "PodMonitor" | "PrometheusRule":
+            return _find_operator_problems(manifest)
     return _find_kubernetes_problems(manifest, versions)
 
 
@@ -76,11 +76,11 @@ def _find_trainer_problems(manifest: Manifest) -> list[str]:
     return _find_lost(manifest, json.loads(read.to_json()))
 
 
-def _find_monitor_problems(manifest: Manifest) -> list[str]:
-    from cloudcoil.models.prometheus_operator.v1 import PodMonitor
+def _find_operator_problems(manifest: Manifest) -> list[str]:
+    from cloudcoil.models.prometheus_operator import v1
 
     try:
-        read = PodMonitor.model_validate(manifest)
+        read = getattr(v1, manifest["kind"]).model_validate(manifest)
     except ValueError as error:
         return [str(error)]
     return _find_lost(manifest, read.model_dump(mode="json", by_alias=True, exclude_none=True))

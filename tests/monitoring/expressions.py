@@ -1,6 +1,6 @@
 """Every PromQL expression of the project, and the names in it."""
 
-from pathlib import Path
+import json
 from typing import Any
 
 import promql_parser
@@ -8,9 +8,9 @@ import yaml
 
 from monitoring.dashboards.boards import BOARDS
 from monitoring.dashboards.charts import to_json
+from monitoring.dashboards.picture import fill
 from monitoring.metrics import METRICS
-
-RULES = Path(__file__).parents[2] / "monitoring" / "rules"
+from tests.monitoring.prometheus import RULES
 
 
 def rules(kind: str) -> list[dict[str, Any]]:
@@ -21,14 +21,12 @@ def rules(kind: str) -> list[dict[str, Any]]:
 
 def panel_expressions() -> list[str]:
     """Of all dashboards, annotations included, with their variable filled in."""
-    import json
-
     found = []
     for board in BOARDS:
         content = json.loads(to_json(board))
         found += [target["expr"] for panel in content["panels"] for target in panel["targets"]]
         found += [mark["expr"] for mark in content["annotations"]["list"]]
-    return [expression.replace("$run", ".*") for expression in found]
+    return [fill(expression, ".*") for expression in found]
 
 
 def rule_expressions() -> list[str]:
@@ -44,8 +42,8 @@ def names_in(expression: str) -> set[str]:
 
 
 def known_names() -> set[str]:
-    """What may be asked for: what is exported, as Prometheus stores it, and what rules record."""
-    exported = set()
+    """What may be asked for: what is exported, as Prometheus stores it, what rules record, and Prometheus' own list of alerts."""
+    exported = {"ALERTS"}
     for metric in METRICS:
         endings = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
         exported |= {metric.name + ending for ending in endings}

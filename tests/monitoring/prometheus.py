@@ -1,6 +1,7 @@
-"""A real Prometheus server over one scrape target, for tests."""
+"""A real Prometheus server over targets of this machine, for tests."""
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.runs import free_port
 
@@ -21,12 +23,18 @@ needs_prometheus = pytest.mark.skipif(
 )
 needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool on PATH; launch/system.sh installs it")
 
+RULES = Path(__file__).parents[2] / "monitoring" / "rules"
+_AGE = re.compile(r"(time\(\) -[^>]*> )(\d+)")
+_DURATION = re.compile(r"(\[|offset |^)(\d+)([smh])\b")
+_MILLISECONDS = {"s": 1e3, "m": 60e3, "h": 3600e3}
+
 CONFIG = """\
 global: {{scrape_interval: {every}, scrape_timeout: {every}, evaluation_interval: {every}}}
 rule_files: {rules}
 scrape_configs:
   - job_name: odonata
-    static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
+    metrics_path: {path}
+    static_configs: [{{targets: {targets}}}]
 """
 
 
@@ -48,6 +56,12 @@ class Prometheus:
             groups = json.load(answer)["data"]["groups"]
         return {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
 
+    def firing(self) -> set[tuple[str, str]]:
+        """Alerts that fire now, each with the run that it is about."""
+        with urllib.request.urlopen(f"{self.url}/api/v1/alerts", timeout=5) as answer:
+            alerts = json.load(answer)["data"]["alerts"]
+        return {(alert["labels"]["alertname"], alert["labels"]["run"]) for alert in alerts if alert["state"] == "firing"}
+
     def is_ready(self) -> bool:
         """Whether it answers at all."""
         try:
@@ -58,10 +72,14 @@ class Prometheus:
 
 
 @contextmanager
-def scraping(port: int, folder: Path, rules: Sequence[Path] = (), *, every: str = "200ms") -> Iterator[Prometheus]:
-    """A server of its own that scrapes `port` of this machine, five times a second by default, and has done so; it evaluates `rules`."""
+def scraping(
+    ports: int | Sequence[int], folder: Path, rules: Sequence[Path] = (), *, every: str = "200ms", path: str = "/metrics"
+) -> Iterator[Prometheus]:
+    """A server of its own that scrapes `ports` of this machine, five times a second by default, and has done so; it evaluates `rules`."""
     config, listen = folder / "prometheus.yml", free_port()
-    config.write_text(CONFIG.format(port=port, every=every, rules=json.dumps([str(path.absolute()) for path in rules])))
+    targets = json.dumps([f"127.0.0.1:{port}" for port in ([ports] if isinstance(ports, int) else ports)])
+    read = json.dumps([str(each.absolute()) for each in rules])
+    config.write_text(CONFIG.format(targets=targets, path=path, every=every, rules=read))
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}"]
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{listen}"], stdout=log, stderr=log, cwd=folder)
@@ -73,6 +91,30 @@ def scraping(port: int, folder: Path, rules: Sequence[Path] = (), *, every: str 
     finally:
         process.kill()
         process.wait()
+
+
+def quicken(folder: Path, factor: float) -> list[Path]:
+    """Copies in `folder` of the project's rules for which time runs `factor` times as fast, and which are evaluated five times a second.
+
+    Durations in `for` and in queries shrink, and so do the seconds that `time() - ...` is compared with; nothing else is changed.
+    """
+    copies = []
+    for path in sorted(RULES.glob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        for group in content["groups"]:
+            group["interval"] = "200ms"
+            for rule in group["rules"]:
+                ages = _AGE.sub(lambda hit: f"{hit[1]}{float(hit[2]) / factor}", rule["expr"])
+                rule["expr"] = _DURATION.sub(lambda hit: hit[1] + _shrink(hit, factor), ages)
+                if "for" in rule:
+                    rule["for"] = _DURATION.sub(lambda hit: _shrink(hit, factor), rule["for"])
+        copies.append(folder / path.name)
+        copies[-1].write_text(yaml.safe_dump(content))
+    return copies
+
+
+def _shrink(duration: re.Match[str], factor: float) -> str:
+    return f"{round(int(duration[2]) * _MILLISECONDS[duration[3]] / factor)}ms"
 
 
 def wait_until(holds: Callable[[], bool], what: str, *, timeout_s: float = 30) -> None:

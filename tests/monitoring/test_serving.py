@@ -1,12 +1,16 @@
 """The pages beside /metrics: health that follows the pulse, and one page for a pod."""
 
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from monitoring import serving
 from monitoring.exporter import Exporter
 from monitoring.pulse import Pulse
 from tests.runs import free_port
@@ -66,6 +70,25 @@ def test_a_pod_is_one_page_with_each_family_once_and_every_rank_that_answers(exp
     assert {sample.labels["rank"]: sample.value for sample in families["odonata_clips"]} == {"0": 8, "1": 8, "2": 8}
     assert {sample.labels["rank"] for sample in families["odonata_step_seconds"]} == {"0", "1", "2"}
     assert len({(sample.name, *sorted(sample.labels.items())) for sample in families["odonata_loss"]}) == 3
+
+
+def test_ranks_that_are_stopped_hold_the_page_up_once_and_not_each(
+    exporters: list[Exporter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "_PEER_TIMEOUT_S", 0.4)
+    with ExitStack() as stack:
+        stopped = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(4)
+        ]  # take connections and say nothing
+        port = exporters[0].serve("127.0.0.1", 0, peer_ports=[each.getsockname()[1] for each in stopped])
+        began = time.monotonic()
+        assert 'odonata_clips_total{rank="0"}' in get(port, "/metrics/pod")[1]
+        assert 0.4 < time.monotonic() - began < 1.4
+
+
+def test_a_page_that_is_not_ours_adds_nothing_to_the_pod_s() -> None:
+    own = "# HELP a What.\n# TYPE a gauge\na 1.0\n"
+    assert serving.merge_pages([own, "<html>hello</html>", "", "# HELP"]) == own
 
 
 def test_the_page_of_a_rank_is_its_own(exporters: list[Exporter]) -> None:

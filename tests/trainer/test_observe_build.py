@@ -15,6 +15,8 @@ from rich.console import Console
 from tests.trainer.observe_fakes import Saved, Seat, report, sheets
 from trainer.config.load import parse_run_config
 from trainer.config.run import RunConfig
+from trainer.errors import ConfigError
+from trainer.observe import build
 from trainer.observe.build import build_observer
 from trainer.store.open import open_store
 
@@ -83,3 +85,30 @@ def test_a_metrics_host_that_is_not_ours_does_not_stop_training(tmp_path: Path, 
     observer.close()
     assert "training goes on without one of its monitors" in caplog.text
     assert len((tmp_path / "steps.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("observe", "package"), [({"tensorboard": True}, "tensorboard"), ({"wandb": {"project": "odonata"}}, "wandb")]
+)
+def test_an_extra_that_is_not_installed_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, observe: dict[str, object], package: str
+) -> None:
+    config = run_config(tmp_path, **observe)
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=rf"package {package} is not installed; pip install 'odonata\[{package}\]'"):
+        build.check_extras(config.observe)
+
+
+def test_what_nobody_asked_for_need_not_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "find_spec", lambda name: None)
+    build.check_extras(run_config(tmp_path).observe)
+
+
+def test_tensorboard_is_written_by_rank_0_of_a_run_that_asks_for_it(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    for rank in (0, 1):
+        folder = tmp_path / str(rank)
+        config = run_config(folder, tensorboard=True)
+        build_observer(config, Seat(rank=rank), open_store(folder), resumed_at=0, source={}, console=pipe()).close()
+    assert list((tmp_path / "0" / "tensorboard").iterdir())
+    assert not (tmp_path / "1").exists()

@@ -16,6 +16,7 @@ from trainer.observe.pictures import Pictures
 from trainer.observe.progress import Milestones, ProgressBar, ProgressLines
 from trainer.observe.record import RunRecord
 from trainer.observe.report import Observer, SilentObserver
+from trainer.observe.tensorboard import TensorBoard
 from trainer.store.open import open_store
 
 
@@ -33,6 +34,7 @@ OBSERVERS: dict[str, Callable[[Path], Observer]] = {
     "lines": lambda folder: ProgressLines(every_steps=2),
     "bar": lambda folder: ProgressBar(Console(force_terminal=True, file=io.StringIO())),
     "metrics": lambda folder: served_metrics(),
+    "tensorboard": lambda folder: TensorBoard(open_store(folder), resumed_at=0, every_steps=1),
     "many": lambda folder: Observers(NotingObserver(), [NotingObserver(), SilentObserver()]),
 }
 

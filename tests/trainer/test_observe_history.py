@@ -9,7 +9,7 @@ import pytest
 
 from tests.trainer.observe_fakes import Saved, report
 from trainer.errors import ConfigError
-from trainer.observe.history import describe_start, find_age_s, read_entries, read_goodput
+from trainer.observe.history import describe_start, find_age_s, read_entries, read_goodput, read_last_save_s
 from trainer.observe.record import RunRecord
 from trainer.store.open import open_store
 
@@ -71,3 +71,11 @@ def test_a_run_that_was_killed_and_preempted_adds_up(tmp_path: Path) -> None:
     assert goodput.seconds["productive"] == 3 * 1.5
     assert goodput.seconds["lost"] == 2
     assert goodput.seconds["checkpoint"] == 0.25
+
+
+def test_the_last_save_is_the_last_one_that_did_not_fail(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    assert read_last_save_s(store) is None
+    saves = [{"step": 2, "time_s": 20.0}, {"step": 4, "time_s": 40.0}, {"step": 6, "time_s": 60.0, "error": "full"}]
+    store.put("checkpoints.jsonl", b"".join(json.dumps(save).encode() + b"\n" for save in saves))
+    assert read_last_save_s(store) == 40

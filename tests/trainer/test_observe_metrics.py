@@ -48,7 +48,7 @@ def metrics(config: RunConfig) -> Iterator[Metrics]:
 
 
 def test_a_step_and_a_checkpoint_set_every_metric_of_the_list(metrics: Metrics) -> None:
-    metrics.step(report())
+    metrics.step(report(parts={"simipu/loss": 0.5, "simipu/pairs_per_image": 40.0}))
     metrics.checkpoint(Saved())
     served = {sample.name for family in metrics.exporter.registry.collect() for sample in family.samples}
     assert {metric.name + ("_sum" if metric.kind == "histogram" else "") for metric in METRICS} <= served
@@ -117,12 +117,32 @@ def test_utilisation_is_what_a_step_needs_over_what_devices_can_do(metrics: Metr
 
 def test_goodput_grows_from_where_the_record_ends(exporter: Exporter) -> None:
     before = Goodput({**dict.fromkeys(BUCKETS, 0.0), "productive": 6.0, "down": 4.0}, starts=2, preemptions=0, lost_steps=0)
-    times = iter([100.0, 102.0, 102.0])
+    times = iter([100.0, 100.0, 102.0, 102.0])
     metrics = Metrics(exporter, resumed_at=1, goodput=before, clock=lambda: next(times))
     metrics.step(report(2, step_seconds=2.0, data_seconds=0.5))
     assert value(exporter, "odonata_goodput_seconds", bucket="productive") == 7.5
     assert value(exporter, "odonata_goodput_seconds", bucket="data_wait") == 0.5
     assert value(exporter, "odonata_goodput_ratio") == 7.5 / 12
+
+
+def test_pairs_are_no_part_of_a_loss(exporter: Exporter) -> None:
+    Metrics(exporter, resumed_at=0).step(report(parts={"simipu/loss": 0.5, "simipu/pairs_per_image": 40.0}))
+    assert value(exporter, "odonata_valid_pairs", objective="simipu") == 40
+    assert value(exporter, "odonata_loss_part", objective="simipu", part="pairs_per_image") is None
+
+
+@pytest.mark.parametrize(("saved_s", "known_s"), [(1000.0, 1000), (None, 1234)])
+def test_before_its_first_save_a_start_has_the_age_of_what_it_goes_on_from_or_its_own(
+    exporter: Exporter, saved_s: float | None, known_s: float
+) -> None:
+    goodput = Goodput(dict.fromkeys(BUCKETS, 1.0), starts=2, preemptions=0, lost_steps=0)
+    Metrics(exporter, resumed_at=7, goodput=goodput, saved_s=saved_s, clock=lambda: 1234.0)
+    assert value(exporter, "odonata_last_checkpoint_timestamp_seconds") == known_s
+    assert value(exporter, "odonata_last_checkpoint_step") == 7
+
+
+def test_what_is_hidden_is_said_of_objectives_that_hide(metrics: Metrics) -> None:
+    assert value(metrics.exporter, "odonata_mask_ratio", run="first", objective="croco") == 0.9
 
 
 def test_the_lag_of_checkpoints_is_what_a_kill_would_cost(exporter: Exporter) -> None:

@@ -1,15 +1,18 @@
 """The watchdog: who is to blame, what is kept, and that it ends the process and nothing else."""
 
+import json
 import threading
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from monitoring.pulse import Pulse
+from tests.gloo import run_ranks
 from trainer.errors import EXIT_RETRY
 from trainer.store.open import open_store
-from trainer.watchdog import Board, Watchdog, blame
+from trainer.watchdog import Board, Watchdog, blame, dump_flight_recorder
 
 
 def said(**doings: str) -> dict[int, tuple[int, str]]:
@@ -74,3 +77,22 @@ def test_a_run_with_a_pulse_is_left_alone(tmp_path: Path) -> None:
     watchdog.close()
     assert not codes
     assert watchdog.cpu_seconds < 0.1
+
+
+def test_the_last_collectives_are_kept_where_torch_records_them() -> None:
+    [kept] = run_ranks(_reduce_and_dump, 1)
+    before, after = kept
+    assert before is None, "nothing was reduced yet"
+    entries = json.loads(after)["entries"]
+    assert [entry["profiling_name"] for entry in entries] == ["gloo:all_reduce"]
+    assert entries[0]["input_sizes"] == [[3]]
+
+
+def _reduce_and_dump() -> tuple[bytes | None, bytes | None]:
+    before = dump_flight_recorder()
+    dist.all_reduce(torch.ones(3))
+    return before, dump_flight_recorder()
+
+
+def test_without_a_process_group_nothing_is_recorded() -> None:
+    assert dump_flight_recorder() is None

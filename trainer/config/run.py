@@ -205,6 +205,34 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def data_is_given_up_before_a_step_counts_as_hung(self) -> "RunConfig":
+        if self.data.timeout_s >= self.observe.hang_least_s:
+            raise ValueError(
+                f"data.timeout_s is {self.data.timeout_s:g}, not below the observe.hang_least_s of {self.observe.hang_least_s:g} "
+                "after which a step counts as hung, so a slow store would look like a hang; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def a_summary_is_of_metrics(self) -> "RunConfig":
+        if self.observe.pushgateway and self.observe.metrics_port is None:
+            raise ValueError(
+                f"observe.pushgateway is {self.observe.pushgateway} and observe.metrics_port is none, so there is no summary for it; "
+                "drop the first or set the second to 0 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def files_for_later_lie_in_a_folder(self) -> "RunConfig":
+        wandb = self.observe.wandb
+        if wandb and wandb.mode == "offline" and self.run.uri.startswith("s3://"):
+            raise ValueError(
+                f"observe.wandb.mode offline keeps files in the run's folder for a later sync, and run.uri is {self.run.uri}; set the mode "
+                "to online, or take observe.tensorboard, whose files go to S3"
+            )
+        return self
+
+    @model_validator(mode="after")
     def warm_up_ends_before_the_run(self) -> "RunConfig":
         if self.optim.warmup_steps > self.steps:
             raise ValueError(

@@ -95,6 +95,17 @@ class CheckpointConfig(Section):
     """A writer that was not heard of for so long has lost the run to the next one that asks; of the same job, at once."""
 
 
+class WandbConfig(Section):
+    """Where in Weights & Biases a run is shown. Its key is WANDB_API_KEY in the environment."""
+
+    project: str = Field(min_length=1)
+    """Project that the run is listed in."""
+    entity: str | None = None
+    """User or team that the project belongs to; none is that of the key."""
+    mode: Literal["online", "offline"] = "online"
+    """Offline leaves files in wandb/ of the run's folder, for `wandb sync`."""
+
+
 class ObserveConfig(Section):
     """What a run shows while it trains."""
 
@@ -110,10 +121,16 @@ class ObserveConfig(Section):
     """Prometheus /metrics of local rank r listens on this port + r, or the next free one; none serves none."""
     metrics_host: str = "0.0.0.0"
     """Address that /metrics listens on."""
+    pushgateway: str | None = Field(None, pattern="^https?://")
+    """Pushgateway that rank 0 leaves the run's summary with before it ends; none leaves none."""
+    tensorboard: bool = False
+    """Also write curves and contact sheets for TensorBoard to tensorboard/ in the run's folder; needs the extra `tensorboard`."""
+    wandb: WandbConfig | None = None
+    """Also send them to Weights & Biases; needs the extra `wandb`."""
     hang_factor: float = Field(20.0, gt=1)
     """A step that lasts so many times the typical one is a hang: /healthz fails, stacks go to incidents/, and the process ends with 75."""
     hang_least_s: float = Field(400.0, gt=0)
-    """... but only after so many seconds. Below data.timeout_s, a store that is slow for a while would look like a hang."""
+    """... but only after so many seconds; above data.timeout_s, or a store that is slow for a while would look like a hang."""
     hang_grace_s: float = Field(1800.0, gt=0)
     """Seconds that what is no step may last: the first steps, an evaluation, waiting for a checkpoint."""
 

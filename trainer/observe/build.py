@@ -7,18 +7,23 @@ Left to whom: each observer is a file of its own beside this one.
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
 from pathlib import PurePosixPath
 from typing import Any
 
 from rich.console import Console
 
+from models.config import CompletionConfig, Mim4dConfig
 from monitoring.exporter import Exporter
 from monitoring.goodput import Goodput
 from monitoring.pulse import Pulse
 from trainer.config.load import dump_run_config
 from trainer.config.run import RunConfig
+from trainer.config.training import ObserveConfig, WandbConfig
+from trainer.errors import ConfigError
 from trainer.observe.environment import Place, describe_environment
-from trainer.observe.history import read_goodput
+from trainer.observe.history import read_goodput, read_last_save_s
 from trainer.observe.logs import CONSOLE
 from trainer.observe.metrics import Metrics, Work
 from trainer.observe.observers import Observers
@@ -56,6 +61,7 @@ def build_observer(
             Milestones,
             lambda: Pictures(store),
             lambda: build_progress(console, every_steps=config.observe.log_every_steps),
+            *list_curve_writers(config, store, resumed_at=resumed_at),
         ]
     if config.observe.metrics_port is not None:
 
@@ -68,11 +74,46 @@ def build_observer(
                 pulse=pulse,
                 work=measure_work(),
                 goodput=goodput,
+                saved_s=read_last_save_s(store) if record else None,
                 watchdog_cpu_seconds=watchdog_cpu_seconds,
             )
 
         builders.append(build)
     return Observers(record, build_monitors(builders))
+
+
+def check_extras(observe: ObserveConfig) -> None:
+    """ConfigError where the run is to be shown by a package that is not installed."""
+    asked = {"tensorboard": observe.tensorboard, "wandb": observe.wandb is not None}
+    for package in (name for name, is_asked in asked.items() if is_asked):
+        found = find_spec(package)
+        if found is None or found.origin is None:  # a mere folder of that name has none
+            raise ConfigError(
+                f"observe.{package} is set, and the package {package} is not installed; pip install 'odonata[{package}]', "
+                f"or drop observe.{package}"
+            )
+
+
+def list_curve_writers(config: RunConfig, store: Store, *, resumed_at: int) -> list[Callable[[], Observer]]:
+    """Builders of those that the config asks for; their packages are imported when they are built."""
+    every_steps, section = config.observe.log_every_steps, config.observe.wandb
+    builders: list[Callable[[], Observer]] = []
+
+    def build_tensorboard() -> Observer:
+        from trainer.observe.tensorboard import TensorBoard
+
+        return TensorBoard(store, resumed_at=resumed_at, every_steps=every_steps)
+
+    def build_wandb(section: WandbConfig) -> Observer:
+        from trainer.observe.weights_and_biases import WeightsAndBiases
+
+        return WeightsAndBiases(section, store, config.model_dump(mode="json"), every_steps=every_steps)
+
+    if config.observe.tensorboard:
+        builders.append(build_tensorboard)
+    if section:
+        builders.append(partial(build_wandb, section))
+    return builders
 
 
 def build_monitors(builders: list[Callable[[], Observer]]) -> list[Observer]:
@@ -94,6 +135,7 @@ def build_metrics(
     pulse: Pulse | None = None,
     work: Work | None = None,
     goodput: Goodput | None = None,
+    saved_s: float | None = None,
     watchdog_cpu_seconds: Callable[[], float] = lambda: 0.0,
 ) -> Metrics:
     """The metrics of this rank, served; local rank r asks for the configured port + r, and local rank 0 knows the others there."""
@@ -102,6 +144,8 @@ def build_metrics(
     exporter = Exporter({"run": PurePosixPath(config.run.uri).name, "rank": str(place.rank)})
     exporter.set("odonata_run_info", 1, engine=place.engine, world_size=str(place.world_size), precision=place.precision)
     exporter.set("odonata_world_size", place.world_size)
+    for objective, ratio in find_mask_ratios(config).items():
+        exporter.set("odonata_mask_ratio", ratio, objective=objective)
     peers = range(port + 1, port + place.local_world_size) if port and not place.local_rank else ()
     own = min(port + place.local_rank, 65535) if port else 0
     bound = exporter.serve(config.observe.metrics_host, own, pulse=pulse, peer_ports=peers)
@@ -112,5 +156,13 @@ def build_metrics(
         device=place.device,
         work=work,
         goodput=goodput,
+        saved_s=saved_s,
         other_cpu_seconds=lambda: exporter.cpu_seconds + watchdog_cpu_seconds(),
+        pushgateway=config.observe.pushgateway if place.rank == 0 else None,
     )
+
+
+def find_mask_ratios(config: RunConfig) -> dict[str, float]:
+    """Share of what each objective that hides something hides of it; shapes are fixed, so it is the same in every step."""
+    ratios = {each.kind: each.mask.ratio for each in config.objectives if isinstance(each, CompletionConfig)}
+    return ratios | {each.kind: each.mask_ratio for each in config.objectives if isinstance(each, Mim4dConfig)}

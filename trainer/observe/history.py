@@ -34,6 +34,12 @@ def read_entries(store: Store, key: str) -> list[dict[str, Any]]:
     return [entry for entry in map(_parse, lines) if entry]
 
 
+def read_last_save_s(store: Store) -> float | None:
+    """When the last checkpoint that the run goes on from was committed, since 1970; none where there is none."""
+    committed = [entry["time_s"] for entry in read_entries(store, "checkpoints.jsonl") if "error" not in entry]
+    return committed[-1] if committed else None
+
+
 def describe_start(store: Store, *, resumed_at: int) -> dict[str, Any]:
     """This start, before the journals are cut back to the step that it goes on from."""
     earlier = read_entries(store, "steps.jsonl")

@@ -27,6 +27,9 @@ _READING = {
 }
 """What the loader counts."""
 
+_PAIRS = "pairs_per_image"
+"""The part of a loss that counts pairs."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -41,7 +44,8 @@ class Work:
 class Metrics(SilentObserver):
     """Keeps an exporter up to date; `resumed_at` is the step that this start went on from.
 
-    `goodput` is that of the run until now, where this rank knows it; `other_cpu_seconds` what monitoring costs beside this class.
+    `goodput` is that of the run until now, where this rank knows it; `other_cpu_seconds` what monitoring costs beside this class;
+    `pushgateway` where the summary goes in the end; `saved_s` when the checkpoint that it goes on from was committed.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class Metrics(SilentObserver):
         work: Work | None = None,
         goodput: Goodput | None = None,
         other_cpu_seconds: Callable[[], float] = lambda: 0.0,
+        pushgateway: str | None = None,
+        saved_s: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.exporter = exporter
@@ -61,9 +67,12 @@ class Metrics(SilentObserver):
         self._replaced_clips: int | None = None if resumed_at else 0
         self._saved_step = resumed_at
         self._cpu_seconds = {"all": 0.0, "own": 0.0, "monitoring": 0.0}
+        self._pushgateway = pushgateway
         self._goodput = _Growing(goodput, clock) if goodput else None
         if goodput:
             self._tell_history(goodput)
+            self.exporter.set("odonata_last_checkpoint_step", resumed_at)
+            self.exporter.set("odonata_last_checkpoint_timestamp_seconds", saved_s or clock())
         if work:
             self.exporter.set("odonata_peak_flops", work.peak_flops)
             for objective, flops in work.flops.items():
@@ -108,8 +117,11 @@ class Metrics(SilentObserver):
             self._goodput.add("evaluation", seconds)
 
     def close(self) -> None:
-        """See Observer."""
+        """See Observer; OSError where the Pushgateway does not take the summary."""
         self.exporter.close()
+        gateway, self._pushgateway = self._pushgateway, None
+        if gateway:
+            self.exporter.push_summary(gateway)
 
     def _tell_learning(self, report: StepReport) -> None:
         self.exporter.set("odonata_step", report.step)
@@ -117,7 +129,10 @@ class Metrics(SilentObserver):
         self.exporter.set("odonata_loss", report.loss)
         for name, value in report.parts.items():
             objective, _, part = name.partition("/")
-            self.exporter.set("odonata_loss_part", value, objective=objective, part=part)
+            if part == _PAIRS:
+                self.exporter.set("odonata_valid_pairs", value, objective=objective)
+            else:
+                self.exporter.set("odonata_loss_part", value, objective=objective, part=part)
         self.exporter.set("odonata_grad_norm", report.grad_norm)
         self.exporter.set("odonata_learning_rate", report.learning_rate)
         self.exporter.increase("odonata_skipped_steps_total", int(report.skipped))

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from monitoring.dashboards.boards import BOARDS
-from monitoring.dashboards.charts import Board, Chart, to_json
+from monitoring.dashboards.charts import Board, Chart, Table, to_json
 from monitoring.dashboards.write import FOLDER
 from monitoring.metrics import METRICS
 from tests.monitoring.expressions import known_names, names_in, panel_expressions, rule_expressions, rules
 
 CHARTS = [chart for board in BOARDS for chart in board.charts]
+RUNBOOKS = {chart.runbook for chart in CHARTS if isinstance(chart, Chart) and chart.runbook}
 ROOT = Path(__file__).parents[3]
 
 
@@ -32,9 +33,13 @@ def test_every_panel_has_a_unit_a_description_and_a_threshold_and_its_own_place(
     for panel in panels(board):
         assert panel["description"].endswith(".")
         assert panel["fieldConfig"]["defaults"]["unit"]
-        first, second = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
-        assert {first["color"], second["color"]} == {"green", "red"}
-        assert second["value"] is not None
+        styles = [{each["id"]: each["value"] for each in column["properties"]} for column in panel["fieldConfig"]["overrides"]]
+        assert bool(styles) == (panel["type"] == "table")
+        for style in [panel["fieldConfig"]["defaults"], *styles]:
+            assert style["unit"]
+            first, second = style["thresholds"]["steps"]
+            assert {first["color"], second["color"]} == {"green", "red"}
+            assert second["value"] is not None
         places.add((panel["gridPos"]["x"], panel["gridPos"]["y"]))
     assert len(places) == len(board.charts)
 
@@ -46,14 +51,44 @@ def test_a_panel_asks_only_for_what_there_is(expression: str) -> None:
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.title)
-def test_a_chart_narrows_to_the_runs_that_are_chosen(chart: Chart) -> None:
-    for _, expression in chart.lines:
-        assert '{run=~"$run"' in expression
+def test_a_chart_narrows_to_the_runs_that_are_chosen(chart: Chart | Table) -> None:
+    expressions = (
+        [column.expression for column in chart.columns] if isinstance(chart, Table) else [line[1] for line in chart.lines]
+    )
+    assert expressions
+    for expression in expressions:
+        assert 'run=~"$run"' in expression
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
+def test_a_board_has_a_variable_for_each_that_its_charts_use(board: Board) -> None:
+    content = json.loads(to_json(board))
+    used = {name for name in ("run", "rank") if f"${name}" in json.dumps(content["panels"])}
+    assert {each["name"] for each in content["templating"]["list"]} == {"datasource", *used}
+    assert {mark["name"] for mark in content["annotations"]["list"]} == {"restart", "checkpoint"}
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
+def test_panels_stand_side_by_side_and_fill_the_width(board: Board) -> None:
+    taken: set[tuple[int, int]] = set()
+    for place in (panel["gridPos"] for panel in panels(board)):
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        assert not cells & taken
+        taken |= cells
+    height = max(y for _, y in taken) + 1
+    assert taken == {(x, y) for x in range(24) for y in range(height)}
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.uid)
+def test_the_docs_show_a_picture_of_each_board(board: Board) -> None:
+    picture = f"pictures/dashboard_{board.uid.removeprefix('odonata-')}.png"
+    assert (ROOT / "docs" / picture).is_file()
+    assert f"({picture})" in (ROOT / "docs" / "monitoring.md").read_text()
 
 
 def test_links_lead_to_runbooks_that_there_are() -> None:
     alerts = {rule["alert"] for rule in rules("alert")}
-    assert {chart.runbook for chart in CHARTS if chart.runbook} <= alerts
+    assert alerts >= RUNBOOKS
 
 
 def test_no_metric_is_exported_that_nobody_looks_at() -> None:

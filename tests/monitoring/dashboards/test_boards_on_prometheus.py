@@ -1,21 +1,34 @@
 """Every expression of dashboards, recording rules and alerts is run by a real Prometheus, and answers or is known to be empty."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
+from monitoring.dashboards.answers import Span
+from monitoring.dashboards.picture import draw
+from monitoring.dashboards.write import FOLDER
 from monitoring.exporter import Exporter
 from monitoring.goodput import BUCKETS
 from monitoring.metrics import METRICS
 from tests.monitoring.expressions import RULES, panel_expressions, rules
 from tests.monitoring.prometheus import Prometheus, needs_prometheus, scraping, wait_until
 
-VALUES = {"phase": ("forward", "backward"), "bucket": BUCKETS, "kind": ("host",), "objective": ("croco",)}
-LONG_AGO = re.compile(r"offset (1h|10m)")
+VALUES = {
+    "phase": ("forward", "backward"),
+    "bucket": BUCKETS,
+    "kind": ("host",),
+    "objective": ("croco",),
+    "part": ("loss", "top1"),
+}
+LONG_AGO = re.compile(r"offset (1h|10m|1m)")
 """What compares with a past that a test has no time for."""
 
 
@@ -23,9 +36,8 @@ def tell_everything(exporter: Exporter, amount: float) -> None:
     """Set, count or observe `amount` for every metric and every value of its labels."""
     tell = {"gauge": exporter.set, "info": exporter.set, "counter": exporter.increase, "histogram": exporter.observe}
     for metric in METRICS:
-        for value in VALUES.get(metric.labels[0], ("some",)) if metric.labels else ("",):
-            labels = dict.fromkeys(metric.labels, value)
-            tell[metric.kind](metric.name, amount, **labels)
+        for values in product(*(VALUES.get(label, ("some",)) for label in metric.labels)):
+            tell[metric.kind](metric.name, amount, **dict(zip(metric.labels, values, strict=True)))
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +70,18 @@ def hurried(path: Path, folder: Path) -> Path:
 def test_panels_and_annotations_have_data(prometheus: Prometheus) -> None:
     empty = [each for each in panel_expressions() if not prometheus.query(each)]
     assert [each for each in empty if not LONG_AGO.search(each)] == []
+
+
+@needs_prometheus
+def test_a_picture_shows_a_board_with_its_answers(prometheus: Prometheus, tmp_path: Path) -> None:
+    now = time.time()
+    board = json.loads((FOLDER / "odonata-fleet.json").read_text())
+    for name, run in (("full", "first"), ("empty", "nobody")):
+        draw(board, prometheus.url, Span(now - 10, now, 0.5), tmp_path / f"{name}.png", run=run)
+    full, empty = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("full", "empty"))
+    assert full.shape == empty.shape
+    ink = [(np.abs(pixels.astype(int) - (24, 27, 31)).sum(axis=2) > 60).mean() for pixels in (full, empty)]
+    assert ink[0] > ink[1] + 0.05, "figures are on coloured ground, and curves and a table row are there"
 
 
 @needs_prometheus

@@ -52,6 +52,11 @@ def test_overrides_reach_nested_keys_and_list_items() -> None:
         ("parallel.micro_batch=5", "global_batch is 16, which parallel.micro_batch 5 does not divide"),
         ("optim.warmup_steps=999999", "warmup_steps is 999999, longer than the 800 steps"),
         ("data.timeout_s=600", r"data\.timeout_s is 600, not below the parallel\.timeout_s of 600"),
+        ("observe.hang_least_s=300", r"data\.timeout_s is 300, not below the observe\.hang_least_s of 300"),
+        ("observe={metrics_port: null, pushgateway: 'http://gate:9091'}", "metrics_port is none, so there is no summary"),
+        ("observe.pushgateway=gate:9091", "pushgateway: .*match pattern"),
+        ("observe.wandb={mode: offline}", "wandb.project: .*required"),
+        ("observe.tensorboard=runs", "tensorboard: .*boolean"),
         ("data.pairs.min_overlap=0.99", "min_overlap 0.99 is not below max_overlap"),
         ("data.augment.crop_share=[0.9,0.5]", "crop_share .* is not 0 < least <= most <= 1"),
         ("seed=-1", "seed: .*greater than or equal to 0"),
@@ -68,6 +73,13 @@ def test_overrides_reach_nested_keys_and_list_items() -> None:
 def test_a_mistake_is_a_sentence_that_names_the_key(override: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         load_run_config(TINY, [override])
+
+
+def test_wandb_s_files_for_later_need_a_folder() -> None:
+    offline = "observe.wandb={project: odonata, mode: offline}"
+    assert load_run_config(TINY, [offline]).observe.wandb is not None
+    with pytest.raises(ConfigError, match=r"run\.uri is s3://bucket/run; set the mode to online"):
+        load_run_config(TINY, [offline, "run.uri=s3://bucket/run"])
 
 
 def test_a_decoder_is_taken_only_where_one_is_wanted() -> None:

@@ -1,0 +1,113 @@
+"""Checkpoints: what a kill would cost, and what it costs to be safe."""
+
+from monitoring.dashboards.charts import Board, Chart, Threshold
+from monitoring.dashboards.expressions import AGE_OF_CHECKPOINT, LAG, SAVE_FAILURES, SAVE_STALL, SAVING, SIZE, TOO_FAR, TOO_OLD
+
+CHECKPOINTS = Board(
+    "odonata-checkpoints",
+    "Odonata: checkpoints",
+    "What would a kill cost now, and what does it cost to be safe?",
+    (
+        Chart(
+            "Age of the last",
+            "Since it was committed. Red at an hour and a half.",
+            "s",
+            TOO_OLD,
+            (("age", AGE_OF_CHECKPOINT),),
+            "OdonataCheckpointTooOld",
+            kind="figure",
+        ),
+        Chart(
+            "Steps that a kill would cost",
+            "Finished since the last committed checkpoint. Red above 2,000.",
+            "short",
+            TOO_FAR,
+            (("lag", LAG),),
+            "OdonataCheckpointTooOld",
+            kind="figure",
+        ),
+        Chart(
+            "Seconds of the last save",
+            "From its beginning to its commit, behind the training. Red above ten minutes.",
+            "s",
+            Threshold(600),
+            (("seconds", SAVING),),
+            "OdonataStoreFailing",
+            kind="figure",
+        ),
+        Chart(
+            "Waiting for saves",
+            "Share of the time in which training stands still for them. Red above 1 %.",
+            "percentunit",
+            Threshold(0.01),
+            (("waiting", SAVE_STALL),),
+            kind="figure",
+        ),
+        Chart(
+            "Size of the last",
+            "Over all ranks. Red above a terabyte.",
+            "bytes",
+            Threshold(1e12),
+            (("size", SIZE),),
+            kind="figure",
+        ),
+        Chart(
+            "Failed in half an hour",
+            "A failed save is no checkpoint; a few in a row end the run. Red from one.",
+            "short",
+            Threshold(1),
+            (("failed", SAVE_FAILURES),),
+            "OdonataStoreFailing",
+            kind="figure",
+        ),
+        Chart(
+            "Age of the last checkpoint",
+            "Since it was committed: teeth as high as the cadence. Red at an hour and a half.",
+            "s",
+            TOO_OLD,
+            (("{{run}}", AGE_OF_CHECKPOINT),),
+            "OdonataCheckpointTooOld",
+        ),
+        Chart(
+            "Steps since the last checkpoint",
+            "Which a kill would cost. Red above 2,000.",
+            "short",
+            TOO_FAR,
+            (("{{run}}", LAG),),
+            "OdonataCheckpointTooOld",
+        ),
+        Chart(
+            "Step of the last checkpoint",
+            "From which a resume goes on. It goes up only; red at 0, where there is none.",
+            "short",
+            Threshold(1, "below"),
+            (("{{run}}", 'max by (run) (odonata_last_checkpoint_step{run=~"$run"})'),),
+        ),
+        Chart(
+            "Duration",
+            "From its beginning to its commit, behind the training. Longer than the cadence holds training up; red above ten minutes.",
+            "s",
+            Threshold(600),
+            (("{{run}}", SAVING),),
+            "OdonataStoreFailing",
+        ),
+        Chart(
+            "Share of the time that training waits for saves",
+            "Copying to host memory, and a save that is still under way when the next is due. Red above 1 %.",
+            "percentunit",
+            Threshold(0.01),
+            (("{{run}}", SAVE_STALL),),
+        ),
+        Chart(
+            "Saves and failures in half an hour",
+            "A failed save is no checkpoint; a few in a row end the run. Red from ten saves, too many to be worth their traffic.",
+            "short",
+            Threshold(10),
+            (
+                ("{{run}} failed", SAVE_FAILURES),
+                ("{{run}} committed", 'max by (run) (increase(odonata_checkpoints_total{run=~"$run",rank="0"}[30m]))'),
+            ),
+            "OdonataStoreFailing",
+        ),
+    ),
+)
