@@ -80,14 +80,14 @@ def count_flops(build: Callable[[], nn.Module], batch: Batch, *, samples: int) -
     """Operations that the model of `build`, called as PretrainingModel is, takes for `samples` samples with the shapes of `batch`'s."""
     # Plain matrix products, since torch has no formula for the fused attention of a CPU.
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), _Counter() as counter:
-        losses = build()(_resize(batch, samples), "train")
+        losses = build()(resize_batch(batch, samples), "train")
         counter.in_backward = True
         losses.total.backward()
     return Flops(counter.needed, counter.again)
 
 
-def _resize(batch: Batch, samples: int) -> Batch:
-    """A batch of `samples` without contents."""
+def resize_batch(batch: Batch, samples: int) -> Batch:
+    """A batch of `samples` with the shapes of `batch` and without contents."""
 
     def resize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: torch.empty((samples, *one.shape[1:]), dtype=one.dtype) for name, one in tensors.items()}

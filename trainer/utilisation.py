@@ -2,8 +2,8 @@
 
     MFU = needed operations of the whole batch / (seconds of the step x ranks x peak)       HFU counts recomputation as well
 
-Seconds are the whole step's, waiting for data included. The peak is the dense bf16 one of NVIDIA's data sheets; for what is not in
-the table (other GPUs, fp32, CPUs) it is the best of some large matrix products measured here, so the share is of what this
+Seconds are the whole step's, waiting for data included. The peak is the dense bf16 one of `trainer.hardware`; for what is not in
+it (other GPUs, fp32, CPUs) it is the best of some large matrix products measured here, so the share is of what this
 machine can do.
 
 Left to whom: operations are `models.flops`, exporting is `trainer.observe.metrics`.
@@ -18,11 +18,11 @@ from models.batch import Batch
 from models.flops import Flops, ShapedPeers, count_flops
 from models.pretraining import build_model
 from trainer.config.run import RunConfig
+from trainer.hardware import read_gpus
 from trainer.observe.metrics import Work
 from trainer.parallel.blocks import recompute_activations
 from trainer.parallel.launch import Launch
 
-_DENSE_BF16_FLOPS = {"A100": 312e12, "H100": 989.4e12, "H200": 989.4e12, "B200": 2250e12}
 _SIDE = {"cpu": 1024, "cuda": 8192}
 _PRODUCTS = 16
 
@@ -53,9 +53,9 @@ def find_peak_flops(device: torch.device, precision: str) -> float:
     """Operations a second that one device can do."""
     if device.type == "cuda" and precision == "bf16":
         name = torch.cuda.get_device_name(device)
-        for known, peak in _DENSE_BF16_FLOPS.items():
-            if known in name:
-                return peak
+        for gpu in read_gpus().values():
+            if gpu.device_name in name:
+                return gpu.bf16_flops
     return _measure_peak_flops(device, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 

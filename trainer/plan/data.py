@@ -32,10 +32,10 @@ from trainer.data.shards.reading import ShardFiles, Span
 from trainer.data.source import Source
 from trainer.data.surround_source import SurroundSource
 from trainer.errors import ConfigError
+from trainer.plan.setup import GPUS_PER_NODE
 
 GETS_PER_PREFIX_S = 5_500
 """What S3 promises of one partition; source above."""
-GPUS_PER_NODE = 8
 _PLANNED_SAMPLES = 512
 
 
@@ -75,6 +75,35 @@ class DataPlan:
     epoch_hours: float
 
 
+@dataclass(frozen=True)
+class MeasuredData:
+    """What the data of a run is like, whatever reads it."""
+
+    needs: SampleNeeds
+    samples: int
+    bytes: int
+    cached_share: float
+    """Of the data set, that a node's cache holds."""
+
+    def plan(self, gpus: int, *, step_s: float, clips_per_gpu: float) -> DataPlan:
+        """What `gpus` GPUs ask for that each take `clips_per_gpu` samples in `step_s` seconds."""
+        clips_per_s = gpus * clips_per_gpu / step_s
+        gb_per_s = clips_per_s * self.needs.bytes / 1e9
+        return DataPlan(
+            gpus=gpus,
+            clips_per_s=clips_per_s,
+            images_per_s=clips_per_s * self.needs.images,
+            gets_per_s=clips_per_s * self.needs.gets,
+            gb_per_s=gb_per_s,
+            gb_per_s_per_node=gb_per_s * min(1.0, GPUS_PER_NODE / gpus),
+            prefixes=math.ceil(clips_per_s * self.needs.gets / GETS_PER_PREFIX_S),
+            cores_per_gpu=clips_per_gpu / step_s * self.needs.cpu_s,
+            dataset_gb=self.bytes / 1e9,
+            cached_share=self.cached_share,
+            epoch_hours=self.samples / clips_per_s / 3600,
+        )
+
+
 def plan_data(
     config: RunConfig,
     gpus: Sequence[int],
@@ -84,35 +113,25 @@ def plan_data(
     read_clips: int,
     advance: Callable[[], object] = lambda: None,
 ) -> tuple[SampleNeeds, list[DataPlan]]:
-    """What a sample takes, and the plan for each number of GPUs; `advance` is told of each clip that is read to measure it.
+    """What a sample takes, and the plan for each number of GPUs; errors and `advance` as `measure_data` has them."""
+    measured = measure_data(config, read_clips=read_clips, advance=advance)
+    return measured.needs, [measured.plan(count, step_s=step_s, clips_per_gpu=float(clips_per_gpu)) for count in gpus]
+
+
+def measure_data(config: RunConfig, *, read_clips: int, advance: Callable[[], object] = lambda: None) -> MeasuredData:
+    """The data of a run, `read_clips` of it read; `advance` is told of each that is.
 
     ConfigError where the data is not packed, DataError where it cannot be read.
     """
     data = _shards_of(config)
     source = _training_source(config)
-    needs = measure_needs(config, source, read_clips=read_clips, advance=advance)
     dataset_bytes = sum(map(_bytes_of, _indices(source)))
-    samples = sum(portion.length for portion in portions_of(source))
-    plans = []
-    for count in gpus:
-        clips_per_s = count * clips_per_gpu / step_s
-        gb_per_s = clips_per_s * needs.bytes / 1e9
-        plans.append(
-            DataPlan(
-                gpus=count,
-                clips_per_s=clips_per_s,
-                images_per_s=clips_per_s * needs.images,
-                gets_per_s=clips_per_s * needs.gets,
-                gb_per_s=gb_per_s,
-                gb_per_s_per_node=gb_per_s * min(1.0, GPUS_PER_NODE / count),
-                prefixes=math.ceil(clips_per_s * needs.gets / GETS_PER_PREFIX_S),
-                cores_per_gpu=clips_per_gpu / step_s * needs.cpu_s,
-                dataset_gb=dataset_bytes / 1e9,
-                cached_share=min(1.0, data.cache.size_gb * 1e9 / dataset_bytes) if data.cache else 0.0,
-                epoch_hours=samples / clips_per_s / 3600,
-            )
-        )
-    return needs, plans
+    return MeasuredData(
+        needs=measure_needs(config, source, read_clips=read_clips, advance=advance),
+        samples=sum(portion.length for portion in portions_of(source)),
+        bytes=dataset_bytes,
+        cached_share=min(1.0, data.cache.size_gb * 1e9 / dataset_bytes) if data.cache else 0.0,
+    )
 
 
 def measure_needs(config: RunConfig, source: Source, *, read_clips: int, advance: Callable[[], object]) -> SampleNeeds:
