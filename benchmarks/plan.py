@@ -125,7 +125,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     run.write_text(RUN + f"parallel: {{micro_batch: {case.micro_batch}}}\n")
     command += ["-m", "benchmarks.plan_rank", str(run), str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     ranks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(case.ranks)]
     return max(ranks, key=lambda rank: rank["peak_bytes"])
 

@@ -85,7 +85,7 @@ def measure_rank(config_path: Path) -> dict[str, Any]:
         def step() -> None:
             for micro_step in range(micro):
                 engine.train_micro_step(batch, share=1 / micro, last=micro_step + 1 == micro)
-            engine.update(config.optim.lr, loss=1.0)
+            engine.update(config.optim.lr, loss=torch.tensor(1.0))
 
         for _ in range(_STEPS - 1):
             step()

@@ -13,6 +13,10 @@ from k8s.ranks import telling_the_pod
 from odonata.app import app
 from trainer.errors import EXIT_RETRY, ConfigError, OdonataError, PreemptedError
 
+# isort: off
+# Their commands join `app` in this order, in which --help shows them.
+from odonata import runs, data, plan, cluster, jobs, encoders, checkpoints  # noqa: F401
+
 
 def main() -> None:
     """Run the command line, as one rank of a pod or alone."""

@@ -137,7 +137,7 @@ def test_a_synthesis_that_makes_no_sense_is_refused(option: tuple[str, str], tmp
 def test_another_projects_package_of_our_name_is_named(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("")
-    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; import odonata; odonata.main()"
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]; from odonata.door import main; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert str(tmp_path / "models") in done.stderr

@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import odonata
 from models.encoder import build_encoder
+from odonata import door
 from tests.runs import SMALL_RUN
 from tests.trainer.checkpoint.toy import save_now
 from trainer.checkpoint.boxes import boxes_of
@@ -33,7 +33,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     def call(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["odonata", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            odonata.main()
+            door.main()
         printed = capsys.readouterr()
         assert isinstance(ended.value.code, int)
         return ended.value.code, printed.out, printed.err
@@ -134,7 +134,7 @@ def test_verify_prints_all_and_ends_with_2_where_a_byte_is_wrong(run: Path, comm
 def test_a_damaged_checkpoint_that_is_passed_over_is_a_line_on_stderr(run: Path) -> None:
     (folder_of(run, 20) / "rank-00000.bin").unlink()
     show = [sys.executable, "-m", "odonata", "checkpoints", "show", str(run), "--json"]
-    done = subprocess.run(show, cwd=Path(odonata.__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run(show, cwd=Path(door.__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0
     assert json.loads(done.stdout)["step"] == 10
     (line,) = done.stderr.splitlines()

@@ -71,8 +71,8 @@ class Run:
     pulse: Pulse
     profiler: Profiler
     progress: Progress = field(default_factory=Progress)
-    last_read_s: float = 0.0
-    """When the newest step that was read was read."""
+    last_done_s: float = 0.0
+    """When the newest step that was read was done."""
 
 
 def train(run: Run) -> None:
@@ -167,7 +167,7 @@ class Tally:
     replaced: int = 0
     stop: bool = False
     seconds: float = 0.0
-    """From the step before, or from the beginning of this one if that was later, until it was read."""
+    """From when the step before was done, or from the beginning of this one if that was later, until its numbers were there."""
     phase_seconds: dict[str, float] = field(default_factory=dict)
     slowest_rank: int = 0
     skew_seconds: float = 0.0
@@ -224,8 +224,8 @@ class Tally:
         self.slowest_rank = of_ranks.index(max(of_ranks))
         self.skew_seconds = max(of_ranks) - statistics.median(of_ranks)
         self._losses.clear()
-        now = time.perf_counter()
-        self.seconds, run.last_read_s = now - max(self._began_s, run.last_read_s), now
+        done_s = self._coming.arrived_s
+        self.seconds, run.last_done_s = done_s - max(self._began_s, run.last_done_s), done_s
 
     @property
     def _names(self) -> list[str]:

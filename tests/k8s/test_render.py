@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from k8s import labels
 from k8s.render import dump_manifest, render, render_files, write_files
 from k8s.workload import Manifest, Workload
-from odonata import app
+from odonata.door import app
 from tests.k8s.validators import IN_PLACE_VERSIONS, VERSIONS, find_problems
 from tests.k8s.workloads import workload_of
 from tests.runs import ROOT

@@ -39,7 +39,7 @@ def agree(name: str, own: dict[str, float], others: dict[int, float]) -> Tally:
     for phase, seconds in own.items():
         engine.stopwatch._add(phase, seconds)
     run = object.__new__(Run)  # of a run, a tally needs these two
-    run.engine, run.stop, run.last_read_s = engine, SimpleNamespace(signal=None), 0.0  # type: ignore[assignment]
+    run.engine, run.stop, run.last_done_s = engine, SimpleNamespace(signal=None), 0.0  # type: ignore[assignment]
     tally = Tally(step=1, rate=0.1)
     batch = Batch({}, {}, ("clip",), reading={"files": 2.0})
     for loss in (1.0, 3.0):
@@ -75,7 +75,7 @@ def learning() -> Run:
     run = object.__new__(Run)
     run.engine = build_engine(model, Launch(0, 0, 1, 1, "single", "fp32", Mesh(1, 1), True), ParallelConfig(), optim)
     run.config = SimpleNamespace(optim=optim, steps=9)  # type: ignore[assignment]
-    run.micro_steps, run.batches, run.progress, run.last_read_s = 2, iter([random_batch()] * 20), Progress(), 0.0
+    run.micro_steps, run.batches, run.progress, run.last_done_s = 2, iter([random_batch()] * 20), Progress(), 0.0
     run.stop = SimpleNamespace(signal=None)  # type: ignore[assignment]
     return run
 

@@ -86,7 +86,8 @@ def test_joint_runs_learn_the_same_on_two_ranks_of_fsdp2(on_two_ranks: Finished,
     assert_same_joint_run(on_two_ranks, alone)
 
 
-@pytest.mark.parametrize("name", ["zero3 x2", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero3 x2", *SLOW])
 def test_joint_runs_learn_the_same_under_every_engine(runner: Runner, alone: Finished, name: str) -> None:
     engine, processes = ENGINES[name]
     spread = runner.run(f"joint-{name}".replace(" ", "-"), *JOINT, engine=engine, processes=processes)

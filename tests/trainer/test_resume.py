@@ -66,6 +66,7 @@ def test_sigterm_saves_asks_for_a_retry_and_loses_no_step(runner: Runner) -> Non
     assert_bit_equal(resumed, expected)
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_launcher_saves_on_all_ranks(runner: Runner, unbroken: Finished) -> None:
     process = runner.start("stopped-fsdp2", "checkpoint.every_steps=100", engine="fsdp2", processes=2)
     runner.wait_for_step("stopped-fsdp2", 5, process)

@@ -70,7 +70,8 @@ def test_the_data_is_counted(page: str) -> None:
 
 
 @needs_prometheus
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_a_stopped_rank_is_noticed_named_dumped_raises_the_alert_and_the_run_resumes(
     runner: Runner, processes: int, tmp_path: Path
 ) -> None:

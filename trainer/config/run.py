@@ -50,6 +50,7 @@ class RunConfig(Section):
     store: StoreConfig = StoreConfig()
     observe: ObserveConfig = ObserveConfig()
     profile: ProfileConfig | None = None
+    """Trace a few steps; none traces none."""
     warm_start: WarmStartConfig | None = None
 
     @model_validator(mode="before")

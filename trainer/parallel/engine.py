@@ -100,6 +100,7 @@ class Engine(ABC):
     def _clip(self, norm: Tensor) -> None:
         if self.clip_grad_norm:
             factor = (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            factor = torch.where(norm.isfinite(), factor, 0.0)  # NaN would stay in buffers that a later backward does not write
             for gradient in self._gradients():
                 local_part(gradient).mul_(factor)
 

@@ -90,7 +90,7 @@ class Trainer:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.average.update()
+        self.average.update(torch.tensor(True))
         total = loss.detach().double()
         if ranks > 1:
             dist.all_reduce(total)

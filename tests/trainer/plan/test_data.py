@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from odonata import app
+from odonata.door import app
 from tests.trainer.packed import CLIP
 from trainer.config.load import parse_run_config
 from trainer.config.run import RunConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from odonata import app
+from odonata.door import app
 from tests.trainer.plan.short import run_config
 from trainer.errors import ConfigError
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from odonata import app
+from odonata.door import app
 from tests.runs import Finished, Runner
 from tests.s3_server import S3Server
 from tests.trainer.test_card import EVALUATION
