@@ -136,8 +136,8 @@ def test_every_field_says_what_turning_it_does() -> None:
 
 def test_odonata_config_needs_no_torch_and_prints_the_resolved_run() -> None:
     code = (
-        "import sys, odonata; sys.argv = ['odonata', 'config', sys.argv[1], 'optim.lr=3e-4']\n"
-        "try: odonata.main()\n"
+        "import sys; from odonata import door; sys.argv = ['odonata', 'config', sys.argv[1], 'optim.lr=3e-4']\n"
+        "try: door.main()\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules, 'odonata config imported torch'"
     )
