@@ -141,3 +141,13 @@ SUMMARY: dict[str, Metric] = {
 }
 """What is still of interest when the process is gone, and its name then: another one, for a Pushgateway keeps its last value for ever,
 and an alert on it would never end."""
+
+PROBE_METRICS: tuple[Metric, ...] = (
+    Metric("odonata_probe_score", "gauge", "A figure of the newest frozen probe, on held-out clips.", labels=("task", "metric")),
+    Metric("odonata_probe_step", "gauge", "Step of the checkpoint that the newest probe has looked at.", labels=("task",)),
+    Metric("odonata_probe_seconds", "gauge", "How long the newest probe took: head and score.", "seconds", labels=("task",)),
+    Metric(
+        "odonata_probe_failures_total", "counter", "Probes given up: a checkpoint was gone, or a head diverged.", labels=("task",)
+    ),
+)
+"""What `odonata probe` exports, a process beside the run; no rank has them."""

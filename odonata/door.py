@@ -15,7 +15,7 @@ from trainer.errors import EXIT_RETRY, ConfigError, OdonataError, PreemptedError
 
 # isort: off
 # Their commands join `app` in this order, in which --help shows them.
-from odonata import runs, data, plan, cluster, jobs, encoders, checkpoints  # noqa: F401
+from odonata import runs, data, plan, cluster, jobs, encoders, probing, checkpoints  # noqa: F401
 
 
 def main() -> None:

@@ -168,26 +168,52 @@ def write_card(
     _write_new(out, text)
 
 
-@app.command("view", epilog="Example: `odonata view s3://bucket/runs/base --evaluation runs/evaluate/depth -o base.html`")
+@app.command(
+    "view",
+    epilog="Example: `odonata view s3://bucket/runs/base --evaluation runs/evaluate/depth -o base.html`; of one clip "
+    "`odonata view runs/base --clip 'scene-0061 1532402927612460'`, or without a run `odonata view --clip 12 --data root=/data/nuscenes`",
+)
 def write_page(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, finished or not; a folder or s3://bucket/prefix.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; named after the run by default.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run, finished or not; a folder or s3://bucket/prefix.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(metavar="NAME|NUMBER", help="Show this clip in place of the run, as logs and incidents name it.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="With --clip and no run: keys of the data section, as root=/data/nuscenes."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; named after run or clip by default.")] = None,
     evaluation: Annotated[
         list[str] | None, typer.Option(metavar="URI", help="The --out of an `odonata evaluate`; several may be given.")
     ] = None,
     store: StoreSettings = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over what --out names.")] = False,
 ) -> None:
-    """Write one page of HTML on a run that opens offline: curves, pictures, speed, incidents, checkpoints and evaluations."""
-    from trainer.card import read_evaluation
+    """Write one page of HTML on a run, or on one clip of its data, that opens offline.
+
+    Of a run: curves, pictures, speed, incidents, checkpoints, probes and evaluations. Of a clip: cameras, LiDAR, boxes, calibration.
+    """
     from trainer.observe.logs import configure_logging
-    from trainer.view import page
 
     configure_logging(rank=0)
-    place = open_place(run, store)
-    results = [read_evaluation(open_place(one, store).store) for one in evaluation or ()]
-    text = page.write_page(place.store, evaluations=results)
-    _write_new(out or Path(f"{place.store.uri.rstrip('/').rpartition('/')[2]}.html"), text, overwrite=overwrite)
+    if bool(run) == bool(data) or (data and clip is None):
+        raise ConfigError(
+            "odonata view shows a run or a clip; give RUN, RUN --clip NAME, or --clip NAME --data root=/data/nuscenes"
+        )
+    place = open_place(run, store) if run else None
+    if clip is not None:
+        from trainer.view.clip import write_clip_page
+
+        text, name = write_clip_page(clip, run=place.store if place else None, data=data or ()), clip.replace(" ", "-")
+    elif place:
+        from trainer.card import read_evaluation
+        from trainer.view import page
+
+        results = [read_evaluation(open_place(one, store).store) for one in evaluation or ()]
+        text, name = page.write_page(place.store, evaluations=results), place.store.uri.rstrip("/").rpartition("/")[2]
+    _write_new(out or Path(f"{name}.html"), text, overwrite=overwrite)
 
 
 def _write_new(path: Path, text: str, *, overwrite: bool = False) -> None:

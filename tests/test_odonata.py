@@ -33,6 +33,7 @@ def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
                 "pack",
                 "plan",
                 "evaluate",
+                "probe",
                 "import",
                 "card",
                 "view",
@@ -75,9 +76,12 @@ def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None
         ),
         (("import", "README.md", TINY, "--out", "nowhere"), "cannot be read as tensors and plain values alone"),
         (("import", "README.md", "launch/runs/nothing.yaml", "--out", "nowhere"), "is not a file"),
+        (("probe", "nowhere", "--task", "depth", "--every", "10"), "there is no config.yaml"),
+        (("probe", "nowhere", "--task", "dept", "--every", "10"), "--task knows depth"),
         (("card", "nowhere"), "there is no run"),
         (("card", "nowhere", "--evaluation", "nothing"), "holds no evaluation.json that can be read"),
         (("view", "nowhere"), "there is no run"),
+        (("view",), "give RUN, RUN --clip NAME, or --clip NAME --data root=/data/nuscenes"),
         (("view", "nowhere", "--evaluation", "nothing"), "holds no evaluation.json that can be read"),
         (("render", TINY, "--cluster", "k8s/clusters/nothing.yaml", "-o", "manifests"), "is not a file"),
         (("render", TINY, "--cluster", TINY, "-o", "manifests"), "is not a cluster config"),
@@ -132,6 +136,13 @@ def test_a_synthesis_that_makes_no_sense_is_refused(option: tuple[str, str], tmp
     assert done.returncode == 2
     assert option[0] in done.stderr
     assert not (tmp_path / "city").exists()
+
+
+@pytest.mark.parametrize("option", [("--every", "0"), ("--steps", "0"), ("--clips", "0"), ("--metrics-port", "-1")])
+def test_probes_that_make_no_sense_are_refused(option: tuple[str, str]) -> None:
+    done = odonata("probe", "nowhere", "--task", "depth", "--every", "10", *option)
+    assert done.returncode == 2
+    assert option[0] in done.stderr
 
 
 def test_another_projects_package_of_our_name_is_named(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 Markdown with a YAML head, as Hugging Face shows it (Mitchell et al. 2019 for what belongs in one). Everything in it is read, nothing is
 typed in: config.yaml, environment.json, steps.jsonl, evaluations.jsonl, import.json and the manifest of the checkpoint, each up to the
-step of that checkpoint, and results of `odonata evaluate`. What was not recorded is not there. Paths are cut to their last part, since a
-card is made to be published.
+step of that checkpoint, the newest probes, and results of `odonata evaluate`. What was not recorded is not there. Paths are cut to their
+last part, since a card is made to be published.
 
 Left to whom: the licence is the owner's to say, and depends on that of the data.
 """
@@ -24,6 +24,7 @@ from trainer.config.data import ShardsData
 from trainer.config.run import RunConfig
 from trainer.errors import CheckpointError
 from trainer.importing import IMPORT
+from trainer.observe.probes import Probe, read_probes
 from trainer.store.base import ObjectMissingError, Store
 
 EVALUATION = "evaluation.json"
@@ -91,6 +92,7 @@ def write_card(
         "" if run.origin else f"## Training\n\n{_table(describe_training(run))}",
         _figures("Losses", f"mean of the last {min(_LAST_STEPS, len(run.steps))} steps", _last_losses(run)),
         _figures("Held-out clips", "pretext task", run.held_out),
+        *(_probe(probes[-1]) for probes in read_probes(place.store, last_step=run.step).values()),
         *(_evaluation(one) for one in found),
         f"## Hardware and software\n\n{_table(describe_environment(run))}" if run.environment else "",
         f"## Intended use\n\n{_USE}",
@@ -275,6 +277,11 @@ def _evaluation(result: Mapping[str, Any]) -> str:
             *(f"| {' | '.join(row)} |" for row in compare_evaluation(result)),
         ]
     )
+
+
+def _probe(newest: Probe) -> str:
+    of_what = f"head of {newest.head_steps} steps on the frozen encoder, {newest.clips} held-out clips"
+    return _figures(f"Probe: {newest.task}, after step {newest.step:,}", of_what, newest.figures)
 
 
 def _figures(heading: str, of_what: str, figures: Mapping[str, float | None]) -> str:

@@ -64,7 +64,7 @@ def check_same_experiment(config: RunConfig, store: Store) -> None:
     if before is None:
         return
     changes = list(differences(before, config.model_dump(mode="json")))
-    refused = [change for change in changes if change.startswith(_DECIDES_WHAT_IS_LEARNT) and not _FREE.match(change)]
+    refused = [change for change in changes if change.startswith(_DECIDES_WHAT_IS_LEARNT) and not is_free(change)]
     if refused:
         raise ConfigError(
             f"{store.uri} was to be resumed and is another experiment: {'; '.join(refused)}; "
@@ -72,6 +72,11 @@ def check_same_experiment(config: RunConfig, store: Store) -> None:
         )
     if changes:
         log.warning("changed since the last start of this run: %s", "; ".join(changes))
+
+
+def is_free(change: str) -> bool:
+    """Whether what `differences` wrote is only where things are, or how fast they come."""
+    return bool(_FREE.match(change))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> Iterator[str]:

@@ -34,8 +34,7 @@ from models.layouts.plain import FittedEncoder, Pixels, fit_encoder
 from models.layouts.published import read_published, recognise
 from models.official_croco import load_official_weights
 from models.pretraining import build_model
-from trainer.checkpoint.boxes import boxes_of
-from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.manager import save_weights
 from trainer.checkpoint.tools import CONFIG
 from trainer.config.load import dump_run_config
 from trainer.config.run import RunConfig
@@ -182,17 +181,7 @@ def _measure_change(fitted: FittedEncoder, config: EncoderConfig, grid: Grid) ->
 
 def _save(config: RunConfig, weights: Mapping[str, Tensor], origin: Mapping[str, Any]) -> None:
     store = open_store(config.run.uri, config.store)
-    checkpoints = CheckpointManager(store, config.checkpoint)
-    checkpoints.claim(job=None)
-    try:
-        state = {f"model.{name}": boxes_of(tensor) for name, tensor in weights.items()}
-        checkpoints.save(0, state, engine="import", progress={"step": 0})
-        checkpoints.finish()
-        (saved,) = checkpoints.poll()
-    finally:
-        checkpoints.close()
-    if saved.error:
-        raise saved.error
+    save_weights(store, weights, config.checkpoint, step=0, engine="import")
     store.put(IMPORT, json.dumps(origin, indent=2).encode() + b"\n")
     store.put(CONFIG, dump_run_config(config).encode())
 

@@ -17,6 +17,7 @@ from trainer.checkpoint.tools import Place, open_place
 from trainer.config.load import dump_run_config, parse_run_config
 from trainer.config.training import CheckpointConfig
 from trainer.errors import CheckpointError
+from trainer.observe.probes import Probe, write_probe
 from trainer.store.base import Store
 from trainer.store.open import open_store
 
@@ -113,6 +114,35 @@ def test_evaluations_stand_in_a_card_whether_beside_the_run_or_given(store: Stor
     assert "400 steps of 8 clips, 2 seeds, scored on 50 held-out clips. Trivial answer: median depth." in card
     assert "| delta1 | 0.7071 ± 0.012 | 0.25 |" in card
     assert "| rmse_m | not a number | 9.5 |" in card
+
+
+def probe(step: int, **changes: Any) -> Probe:
+    figures: dict[str, float | None] = {"delta1": 0.5 + step / 100, "rmse_m": None}
+    given: dict[str, Any] = {
+        "task": "depth",
+        "step": step,
+        "checkpoint": "checkpoints/some/",
+        "head_steps": 200,
+        "global_batch": 8,
+    }
+    given |= {"clips_asked": 64, "clips": 50, "trivial": "median depth", "trivial_figures": {"delta1": 0.25, "rmse_m": 9.5}}
+    return Probe(**(given | {"figures": figures, "seconds": 60.0, "time_s": 1.0} | changes))
+
+
+def test_the_newest_probe_up_to_the_checkpoint_stands_in_the_card(store: Store) -> None:
+    for step in (2, 4, 6):
+        write_probe(store, probe(step))
+    card = write_card(Place(store))
+    assert "## Probe: depth, after step 4" in card and "after step 6" not in card
+    assert "head of 200 steps on the frozen encoder, 50 held-out clips" in card
+    assert (rows(card)["delta1"], rows(card)["rmse_m"]) == ("0.54", "not a number")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b'{"step": 1}'])
+def test_a_probe_that_cannot_be_read_is_named(store: Store, content: bytes) -> None:
+    store.put("probes/depth/step-00000002.json", content)
+    with pytest.raises(CheckpointError, match=r"probes/depth/step-00000002\.json was to be read as the record of a probe"):
+        write_card(Place(store))
 
 
 def test_what_was_not_recorded_is_not_there(store: Store) -> None:

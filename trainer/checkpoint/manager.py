@@ -390,6 +390,21 @@ def read_tensors(store: Store, record: Record, *, prefix: str = "") -> dict[str,
     return tensors
 
 
+def save_weights(store: Store, weights: Mapping[str, Tensor], config: CheckpointConfig, *, step: int, engine: str) -> None:
+    """A checkpoint of a model's weights alone, without an optimiser, as the one writer of the run in `store`. Not collective."""
+    checkpoints = CheckpointManager(store, config)
+    checkpoints.claim(job=None)
+    try:
+        state = {f"model.{name}": boxes_of(tensor) for name, tensor in weights.items()}
+        checkpoints.save(step, state, engine=engine, progress={"step": step})
+        checkpoints.finish()
+        (saved,) = checkpoints.poll()
+    finally:
+        checkpoints.close()
+    if saved.error:
+        raise saved.error
+
+
 def _only(record: Record, root: str) -> Record:
     """`record` with the tensors whose names begin with `root`."""
     return replace(record, tensors={name: tensor for name, tensor in record.tensors.items() if name.startswith(root)})

@@ -6,7 +6,7 @@ user reads when something is wrong: every problem of the file at once, each with
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from models.config import Section
-from trainer.config.data import DataSection, ImagePairsData, NuscenesData, ShardsData
+from trainer.config.data import DataConfig, DataSection, ImagePairsData, NuscenesData, ShardsData
 from trainer.config.run import RunConfig
 from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError
@@ -79,6 +79,25 @@ def parse_store_config(settings: Sequence[str]) -> StoreConfig:
     except ValidationError as error:
         problems = "; ".join(f"store.{_sentence(detail, StoreConfig)}" for detail in error.errors())
         raise ConfigError(f"a store was to be reached with {' '.join(settings)} and that is wrong: {problems}") from error
+
+
+class _DataOnly(Section):
+    """A run's data section by itself."""
+
+    data: DataConfig
+
+
+def parse_data_config(defaults: Mapping[str, Any], settings: Sequence[str]) -> DataConfig:
+    """A data section from `key=value` pairs with its keys over `defaults`; ConfigError says what is wrong."""
+    document = OmegaConf.create({"data": dict(defaults)})
+    try:
+        document.merge_with_dotlist([f"data.{setting}" for setting in _checked(settings)])
+        content = OmegaConf.to_container(document, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{list(settings)} are no keys of a data section: {error}; write them as root=/data/nuscenes"
+        ) from error
+    return parse_section(_DataOnly, content, complaint=f"data was to be read with {' '.join(settings)} and that is wrong").data
 
 
 def dump_run_config(config: RunConfig) -> str:

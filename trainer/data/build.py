@@ -148,13 +148,14 @@ def _open_annotations(index: Index, config: DrivesData, needs: frozenset[str]) -
     if needs & LEVEL_FIELDS:
         readers.append(open_level_boxes(index))
     if needs & DRIVABLE_FIELDS:
-        readers.append(DrivableReader(index, _open_maps(index, config)))
+        readers.append(DrivableReader(index, open_maps(index, config)))
     if needs & LINE_FIELDS:
-        readers.append(LineReader(index, _open_maps(index, config)))
+        readers.append(LineReader(index, open_maps(index, config)))
     return tuple(readers)
 
 
-def _open_maps(index: Index, config: DrivesData) -> Columns:
+def open_maps(index: Index, config: DrivesData) -> Columns:
+    """The maps of the cities of `index`, made where they are not there yet; DataError where a dataroot has none."""
     path = maps_path(index, index_folder(config))
     _make_once(path, lambda: _run_in_own_process(build_maps, Path(index.root), list_locations(index), path))
     return Columns(path)

@@ -53,6 +53,13 @@ def maps_path(index: Index, folder: Path) -> Path:
     return folder / f"maps-{index.version}-{key.hexdigest()[:16]}"
 
 
+def has_maps(index: Index) -> bool:
+    """Whether the maps of all cities of `index` are there."""
+    if "scene_location" not in index.columns.header["arrays"]:
+        return False
+    return all(expansion_file(Path(index.root), location).is_file() for location in list_locations(index))
+
+
 def list_locations(index: Index) -> list[str]:
     """Cities of the scenes of `index`, by name."""
     return sorted({name.decode() for name in index.columns["scene_location"].tolist()})

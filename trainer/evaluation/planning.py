@@ -50,7 +50,20 @@ def choose_encoder(
         )
     place = open_place(encoder, store)
     choose_checkpoint(place)  # there is one that is whole
-    return _take_from_run(place, name=_name_of(place), uri=encoder)
+    return read_encoder(place, name=_name_of(place), uri=encoder)
+
+
+def read_encoder(place: Place, *, name: str, uri: str | None) -> ChosenEncoder:
+    """The encoder of the run at `place`, called `name`, with its weights from `uri`, or fresh ones; no checkpoint is looked for."""
+    config = read_run_config(place.store)
+    if config is None:
+        raise CheckpointError(
+            f"the encoder of {place.uri} was to be evaluated and there is no {CONFIG}, which says what encoder it is; "
+            "give a run's folder or s3://bucket/prefix, or put the config of its run there"
+        )
+    encoder = config.encoder.as_trained_on(config.token_grid).model_copy(update={"drop_path": 0.0})
+    decoder = next((objective.decoder for objective in config.objectives if isinstance(objective, CrocoConfig)), None)
+    return ChosenEncoder(name, encoder, _size_of(config.data.clip), uri, decoder)
 
 
 def plan_run(
@@ -98,7 +111,7 @@ def _choose_fresh(store: StoreConfig, *, like: str | None, size: str | None, pat
         if size or patch_px:
             raise ConfigError(f"--like {like} says which encoder it is, and so do --size and --patch-px; give one of them")
         place = open_place(like, store)
-        return _take_from_run(place, name=f"scratch-like-{_name_of(place)}", uri=None)
+        return read_encoder(place, name=f"scratch-like-{_name_of(place)}", uri=None)
     if not size:
         raise ConfigError(
             "--encoder scratch was given and not which encoder; give --like RUN, the run that it is compared with, "
@@ -106,18 +119,6 @@ def _choose_fresh(store: StoreConfig, *, like: str | None, size: str | None, pat
         )
     config = EncoderConfig.model_validate({"size": size, **({"patch_px": patch_px} if patch_px else {})})
     return ChosenEncoder(f"scratch-{size}-{config.patch_px}", config, dict(SCRATCH_CLIP), None)
-
-
-def _take_from_run(place: Place, *, name: str, uri: str | None) -> ChosenEncoder:
-    config = read_run_config(place.store)
-    if config is None:
-        raise CheckpointError(
-            f"the encoder of {place.uri} was to be evaluated and there is no {CONFIG}, which says what encoder it is; "
-            "give a run's folder or s3://bucket/prefix, or put the config of its run there"
-        )
-    encoder = config.encoder.as_trained_on(config.token_grid).model_copy(update={"drop_path": 0.0})
-    decoder = next((objective.decoder for objective in config.objectives if isinstance(objective, CrocoConfig)), None)
-    return ChosenEncoder(name, encoder, _size_of(config.data.clip), uri, decoder)
 
 
 def _size_of(clip: ClipConfig) -> dict[str, int]:

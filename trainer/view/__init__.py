@@ -1,1 +1,1 @@
-"""A run as one page of HTML that opens anywhere: `curves` draws, `page` collects and fills in `page.html`."""
+"""Pages of HTML that open anywhere: `page` of a run, with `curves`, and `clip` of one clip; templates lie beside them."""

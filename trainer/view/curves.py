@@ -23,8 +23,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 POINTS = 400
-Kind = Literal["training", "held-out"]
-COLOURS: Mapping[Kind, str] = {"training": to_hex("tab:blue"), "held-out": to_hex("tab:orange")}
+Kind = Literal["training", "held-out", "probe", "trivial answer"]
+COLOURS: Mapping[Kind, str] = {
+    "training": to_hex("tab:blue"),
+    "held-out": to_hex("tab:orange"),
+    "probe": to_hex("tab:green"),
+    "trivial answer": to_hex("tab:gray"),
+}
 _SIZE_INCHES = (4.2, 2.2)
 _FEW = 40
 """Up to so many points are marked."""

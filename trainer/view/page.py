@@ -1,9 +1,10 @@
 """One page of HTML of a run: `odonata view`.
 
 What the run has recorded, up to its last step whether or not a checkpoint has followed: curves of steps.jsonl and
-evaluations.jsonl, its speed, incidents, checkpoints, the newest contact sheet of each objective, results of `odonata evaluate` and
-the tables of its model card. Pictures and curves lie in the page itself, there is no script in it, and its content policy forbids
-the browser to fetch anything: it opens offline and may be sent around. What was not recorded is not there. Every name is escaped.
+evaluations.jsonl, of probes beside the loss, its speed, incidents, checkpoints, the newest contact sheet of each objective, results of
+`odonata evaluate` and the tables of its model card. Pictures and curves lie in the page itself, there is no script in it, and its content
+policy forbids the browser to fetch anything: it opens offline and may be sent around. What was not recorded is not there. Every name is
+escaped.
 
 Left to whom: what is read from the record, and how it is said, is `trainer.card`'s.
 """
@@ -35,6 +36,7 @@ from trainer.card import (
     say,
 )
 from trainer.checkpoint.tools import Checkpoint, Place, list_checkpoints
+from trainer.observe.probes import Probe, read_probes
 from trainer.store.base import Store
 from trainer.view.curves import COLOURS, Curve, Kind, draw_curves, read_curve
 
@@ -76,18 +78,14 @@ def write_page(store: Store, *, evaluations: Sequence[Mapping[str, Any]] = ()) -
     """
     checkpoints = list(list_checkpoints(Place(store)))
     run = read_history(store, next((one.record for one in checkpoints if one.record), None))
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return page.get_template("page.html").render(
+    probes = read_probes(store)
+    return render(
+        "page.html",
         name=run.name,
         head=dict(_head(run)),
         steps=list(_plot_steps(run)),
         objectives=_plot_objectives(run),
+        probes={task: [*_plot_loss(run), *_plot_probes(found)] for task, found in probes.items()},
         speed=list(_plot_speed(run)),
         pictures=list(_newest_pictures(store)),
         evaluations=[_evaluation(one) for one in (*own_evaluations(store), *evaluations)],
@@ -96,6 +94,23 @@ def write_page(store: Store, *, evaluations: Sequence[Mapping[str, Any]] = ()) -
         checkpoints=[_checkpoint(one) for one in checkpoints],
         tables=dict(_tables(run)),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """The page that `template` makes of `values`; every one of them is escaped."""
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return pages.get_template(template).render(**values)
+
+
+def inline_picture(content: bytes, kind: str = "png") -> str:
+    """An image file as an address inside a page."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _head(run: RunRecord) -> Iterator[tuple[str, str]]:
@@ -133,6 +148,21 @@ def _plot_objectives(run: RunRecord) -> dict[str, list[Plot]]:
     return plots
 
 
+def _plot_loss(run: RunRecord) -> Iterator[Plot]:
+    """The pretext task's, to stand beside what it is good for."""
+    if run.steps:
+        yield _plot_training(run, "loss of the run", [step["loss"] for step in run.steps])
+
+
+def _plot_probes(probes: Sequence[Probe]) -> Iterator[Plot]:
+    """A plot for each figure of a task, with the trivial answer to the same clips."""
+    lines = [{"step": probe.step} for probe in probes]
+    for name in probes[-1].figures:
+        found = read_curve("probe", lines, [probe.figures.get(name) for probe in probes])
+        trivial = read_curve("trivial answer", lines, [probe.trivial_figures.get(name) for probe in probes])
+        yield Plot(name, [found, trivial])
+
+
 def _plot_speed(run: RunRecord) -> Iterator[Plot]:
     steps = run.steps
     if not steps:
@@ -154,8 +184,7 @@ def _newest_pictures(store: Store) -> Iterator[Picture]:
     found = (_PICTURE.fullmatch(info.key) for info in store.list("pictures"))
     newest = {match[2]: match for match in sorted(filter(None, found), key=lambda match: int(match[1]))}
     for objective, match in sorted(newest.items()):
-        content = base64.b64encode(store.get(match[0])).decode()
-        yield Picture(objective, int(match[1]), f"data:image/png;base64,{content}")
+        yield Picture(objective, int(match[1]), inline_picture(store.get(match[0])))
 
 
 def _incidents(store: Store) -> Iterator[tuple[str, str]]:

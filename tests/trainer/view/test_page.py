@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 from odonata.door import app
 from tests.runs import Finished, Runner
 from tests.s3_server import S3Server
-from tests.trainer.test_card import EVALUATION
+from tests.trainer.test_card import EVALUATION, probe
 from tests.trainer.test_objectives_together import JOINT, KINDS
 from trainer.errors import CheckpointError, ConfigError
+from trainer.observe.probes import write_probe
 from trainer.store.open import open_store
+from trainer.view.clip import write_clip_page
 from trainer.view.page import write_page
 
 HOSTILE = "</svg><script>alert('$x_{')</script>\"&"
@@ -133,6 +135,25 @@ def test_evaluations_stand_in_the_page_whether_beside_the_run_or_given(copied: P
         "Evaluation: depth, frozen",
     ]
     assert page.words["td"].count("0.7071 ± 0.012") == 2
+
+
+def test_probes_stand_beside_the_loss_each_with_the_trivial_answer(copied: Path, finished: Finished) -> None:
+    for step in (2, 3):
+        write_probe(open_store(copied), probe(step))
+    page, text = view(copied)
+    assert "Probe: depth" in page.words["h2"]
+    section = Page(text[text.index("<h2>Probe: depth") : text.index("<h2>Speed")])
+    assert section.words["figcaption"] == ["loss of the run", "delta1", "rmse_m"]
+    assert section.words["li"] == ["training", "probe", "trivial answer", "probe", "trivial answer"]
+    assert section.words["b"] == [f"{finished.losses[-1]:.4g}", "0.53", "0.25", "not a number", "9.5"]
+
+
+def test_a_clip_of_the_run_is_shown_with_what_each_objective_draws_for_it(finished: Finished) -> None:
+    text = write_clip_page("0", run=open_store(finished.folder))
+    page = Page(text)
+    objectives = [f"Objective: {kind}" for kind in sorted(KINDS)]
+    assert sorted(word for word in page.words["h2"] if word.startswith("Objective")) == objectives
+    assert len(re.findall(r"data:image/png;base64,iVBORw0KGgo", text)) == len(KINDS)
 
 
 def test_a_run_on_s3_has_the_page_that_it_has_in_a_folder(copied: Path, s3_server: S3Server, s3_owner: None) -> None:
