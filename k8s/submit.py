@@ -170,6 +170,8 @@ def _render_again(run: KnownRun, *, nodes: int | None, overrides: Sequence[str])
     cluster = run.cluster
     if nodes is not None:
         changed = cluster.model_dump(mode="json") | {"nodes": nodes}
+        if nodes == 1 and cluster.engine == "hsdp":
+            changed["engine"] = "fsdp2"  # the same shards, and nobody to replicate them to
         cluster = parse_section(type(cluster), changed, complaint=f"run {run.name} cannot be resumed on {nodes} nodes")
     return build_workload(config, cluster, name=run.name)
 

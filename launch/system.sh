@@ -9,7 +9,7 @@
 set -u
 
 # command that shows it is there : Debian package that brings it
-NEEDS="promtool:prometheus prometheus-pushgateway:prometheus-pushgateway etcd:etcd-server chromium:chromium"
+NEEDS="promtool:prometheus prometheus-pushgateway:prometheus-pushgateway etcd:etcd-server chromium:chromium ip:iproute2"
 
 missing=""
 for need in $NEEDS; do

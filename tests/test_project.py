@@ -20,6 +20,7 @@ FOLDERS = (*PACKAGES, "benchmarks", "docs", "launch", "tests")
 # Tests of a whole run or of a whole folder; every other one is named after the module that it tests.
 WHOLE = {
     "k8s/lifecycle",
+    "k8s/nodes",
     "trainer/data/shards/same_everywhere",
     "trainer/alarmed_run",
     "trainer/bad_input",

@@ -164,7 +164,7 @@ class Kubelet:
         except LookupError as error:
             self._post(pod, _pending(spec, "CreateContainerConfigError", str(error)))
             return
-        command = [_replace(word, folders) for word in (*spec["command"], *spec["args"])]
+        command = [replace_mounts(word, folders) for word in (*spec["command"], *spec["args"])]
         log = place / "log"
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -188,7 +188,7 @@ class Kubelet:
                 namespace, name = pod["metadata"]["namespace"], volume["configMap"]["name"]
                 files = self._find(f"/api/v1/namespaces/{namespace}/configmaps/{name}", f'configmap "{name}" not found')["data"]
                 for file, text in files.items():
-                    (self._find_folder(volume, place) / file).write_text(_replace(text, folders))
+                    (self._find_folder(volume, place) / file).write_text(replace_mounts(text, folders))
         return folders
 
     def _find_folder(self, volume: Manifest, place: Path) -> Path:
@@ -208,7 +208,7 @@ class Kubelet:
             name = source["secretRef"]["name"]
             secret = self._find(f"/api/v1/namespaces/{pod['metadata']['namespace']}/secrets/{name}", f'secret "{name}" not found')
             environment |= {key: _decode(value) for key, value in secret["data"].items()}
-        return environment | {each["name"]: _replace(each["value"], folders) for each in spec["env"]}
+        return environment | {each["name"]: replace_mounts(each["value"], folders) for each in spec["env"]}
 
     def _find(self, path: str, otherwise: str) -> Manifest:
         try:
@@ -337,7 +337,7 @@ def _read_log(container: Container, *, tail: int | None, follow: bool) -> Iterat
         time.sleep(_POLL_S)
 
 
-def _replace(text: str, folders: Mapping[str, Path]) -> str:
+def replace_mounts(text: str, folders: Mapping[str, Path]) -> str:
     """`text` with the folder of each mount in its place, all in one go, since a folder may lie under the name of another mount."""
     names = "|".join(re.escape(path) for path in sorted(folders, key=len, reverse=True))
     return re.sub(rf"(?<![\w./-])(?:{names})(?![\w.-])", lambda found: str(folders[found[0]]), text)

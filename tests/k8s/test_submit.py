@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from k8s.client import Cluster, connect
-from k8s.runs import find_run
+from k8s.runs import KnownRun, find_run
 from k8s.stop import stop
-from k8s.submit import find_left_out, resume, submit
+from k8s.submit import _render_again, find_left_out, resume, submit
+from k8s.surroundings import build_config_map
 from k8s.workload import Workload
 from tests.k8s.control_plane import ControlPlane
 from tests.k8s.kubelet import Kubelet
@@ -131,6 +132,12 @@ def test_a_resume_on_more_nodes_has_more_ranks_and_is_checked_like_a_new_run(clu
     stop(cluster, "grown", forget=True)
     with pytest.raises(ConfigError, match="run grown was asked for and namespace perception does not know it"):
         resume(cluster, "grown", nodes=None, overrides=[], store=NOWHERE)
+
+
+def test_hsdp_goes_on_with_fsdp2_where_one_node_is_left_and_stays_itself_where_several_are() -> None:
+    run = KnownRun("halved", build_config_map(named("halved", engine="hsdp", nodes=4)), None)
+    engines = {nodes: _render_again(run, nodes=nodes, overrides=[]).cluster.engine for nodes in (1, 2, None)}
+    assert engines == {1: "fsdp2", 2: "hsdp", None: "hsdp"}
 
 
 def test_a_run_that_has_ended_is_not_submitted_again_but_resumed(cluster: Cluster, control_plane: ControlPlane) -> None:
