@@ -80,6 +80,7 @@ def test_a_full_disk_harms_neither_the_older_checkpoint_nor_the_state(disk: Path
     assert save_now(manager, 4, trainer.state()).step == 4
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_with_a_sentence_and_goes_on_when_there_is_room(disk_for_a_run: Path, runner: Runner) -> None:
     uri, often = f"run.uri={disk_for_a_run / 'run'}", ("checkpoint.every_steps=2", "checkpoint.max_failed_saves=1")
     runner.run("room", uri, *often, "steps=2")

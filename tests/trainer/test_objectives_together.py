@@ -94,6 +94,7 @@ def test_joint_runs_learn_the_same_under_every_engine(runner: Runner, alone: Fin
     assert_same_joint_run(spread, alone)
 
 
+@pytest.mark.slow
 def test_a_joint_run_resumes_bit_for_bit(runner: Runner, on_two_ranks: Finished) -> None:
     copy_less_newest_checkpoint(on_two_ranks.folder, runner.folder / "joint-resumed")
     resumed = runner.run("joint-resumed", *JOINT, engine="fsdp2", processes=2)

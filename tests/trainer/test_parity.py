@@ -31,7 +31,7 @@ def alone(runner: Runner) -> Finished:
     return run_under(runner, "alone")
 
 
-SLOW = {"fsdp2 x4", "zero1 x2"}
+SLOW = {"fsdp2 x4", "zero1 x2", "zero2 x2"}
 """hsdp 2x2 has as many ranks, and zero2 does all that zero1 does; tests/trainer/parallel/test_zero.py has it, too."""
 
 

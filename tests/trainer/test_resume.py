@@ -78,6 +78,7 @@ def test_sigterm_to_the_launcher_saves_on_all_ranks(runner: Runner, unbroken: Fi
     assert_bit_equal(resumed, unbroken)
 
 
+@pytest.mark.slow
 def test_a_lost_peer_ends_the_survivors_and_the_run_resumes(runner: Runner, unbroken: Finished) -> None:
     process = runner.start("bereft", engine="fsdp2", processes=2)
     runner.wait_for_step("bereft", 12, process)
