@@ -57,6 +57,10 @@ class DepthBins:
     def size_m(self) -> float:
         return (self.far_m - self.near_m) / self.count
 
+    def centres_m(self, device: torch.device) -> Float[Tensor, " bins"]:
+        """Depth in the middle of each."""
+        return self.near_m + self.size_m * (torch.arange(self.count, device=device) + 0.5)
+
 
 class Lifted(NamedTuple):
     """What patches say, and how far away."""
@@ -201,8 +205,7 @@ def _push(
     B, V, _, h, w = features.shape
     device = features.device
     rays = see_through_pixels(pix_from_volume, patch_centres((h, w), size_px, device).expand(B, V, -1, -1))
-    depth_m = bins.near_m + bins.size_m * (torch.arange(bins.count, device=device) + 0.5)
-    points_m = rays.origin[..., None, :] + rays.reach[..., None, :] * depth_m[:, None]  # (B, V, h w, bins, 3)
+    points_m = rays.origin[..., None, :] + rays.reach[..., None, :] * bins.centres_m(device)[:, None]  # (B, V, h w, bins, 3)
     cells = torch.floor(to_cells(points_m, grid)).unbind(-1)
     index = torch.zeros_like(cells[0], dtype=torch.int32)
     counted = camera_present[..., None, None].expand_as(index)

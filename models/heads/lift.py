@@ -99,8 +99,7 @@ class HeightHead(nn.Module):
         h, w = tokens.shape[2:4]
         logits = rearrange(self.out(tokens).float(), "B V h w K -> B V (h w) K")
         rays = see_through_pixels(pix_from_ego, patch_centres((h, w), size_px, tokens.device).expand(*tokens.shape[:2], -1, -1))
-        depth_m = self.bins.near_m + self.bins.size_m * (torch.arange(self.bins.count, device=tokens.device) + 0.5)
-        height_m = rays.origin[..., 2:] + rays.reach[..., 2:] * depth_m
+        height_m = rays.origin[..., 2:] + rays.reach[..., 2:] * self.bins.centres_m(tokens.device)
         place = ((height_m - _LOWEST_M) / _HEIGHT_STEP_M).clamp(0, _HEIGHTS - 1)
         below = place.floor().clamp(max=_HEIGHTS - 2)
         share, index = place - below, below.long()
