@@ -197,7 +197,8 @@ def find_due(probes: Probes) -> list[tuple[Save, list[TaskName]]]:
 
 def is_finished(store: Store) -> bool:
     """Whether the run in `store` has committed its last step."""
-    return any(save.step == _last_step(store) for save in find_saves(store)[0])
+    last = _last_step(store)
+    return any(save.step == last for save in find_saves(store)[0])
 
 
 def probe_checkpoint(probes: Probes, save: Save, tasks: Iterable[TaskName], launch: Launch, stop: StopWish) -> None:

@@ -4,7 +4,7 @@ Short models are traced: each stack of blocks has as many as prefetching needs t
 whole model takes is the short one's, and for each block that it lacks what one more of that stack took.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, get_args
 
@@ -88,7 +88,9 @@ class Model:
 
 def count_traces(config: RunConfig) -> int:
     """How often `trace_model` will tell that it got on."""
-    return len(RECOMPUTE) * (1 + len(_depths(config)))
+    with FakeTensorMode():
+        model = build_paper_model(config, ShapedPeers(1))
+    return len(RECOMPUTE) * (1 + len(_depths(model)))
 
 
 def trace_model(config: RunConfig, *, shards: int, precision: Precision, advance: Callable[[], object] = lambda: None) -> Model:
@@ -97,19 +99,26 @@ def trace_model(config: RunConfig, *, shards: int, precision: Precision, advance
     with FakeTensorMode():
         model = build_paper_model(config, ShapedPeers(1))
         weights = list_weights(model)
+    depths = _depths(model)
     return Model(
         weights,
         config.encoder.shape.width,
         model.tokens_per_sample,
-        {what: _trace(config, batch, shards, precision, what, advance) for what in RECOMPUTE},
+        {what: _trace(config, depths, batch, shards, precision, what, advance) for what in RECOMPUTE},
     )
 
 
 def _trace(
-    config: RunConfig, batch: Batch, shards: int, precision: Precision, what: Recompute, advance: Callable[[], object]
+    config: RunConfig,
+    depths: Sequence[int],
+    batch: Batch,
+    shards: int,
+    precision: Precision,
+    what: Recompute,
+    advance: Callable[[], object],
 ) -> Traced:
     parallel = config.parallel.model_copy(update={"activation_checkpointing": what})
-    config, depths = config.model_copy(update={"parallel": parallel}), _depths(config)
+    config = config.model_copy(update={"parallel": parallel})
     depth = config.parallel.prefetch_blocks + _BLOCKS_BESIDE_PREFETCHED
     timelines, flops = [], []
     for extra in (None, *range(len(depths))):
@@ -129,9 +138,8 @@ def _count_flops(config: RunConfig, batch: Batch, depth: int, extra: int | None)
     return count_flops(build, batch, samples=1)
 
 
-def _depths(config: RunConfig) -> list[int]:
-    with FakeTensorMode():
-        return [len(stack) for stack in find_stacks(build_paper_model(config, ShapedPeers(1)))]
+def _depths(model: nn.Module) -> list[int]:
+    return [len(stack) for stack in find_stacks(model)]
 
 
 def _highest(bytes_of: Float64[np.ndarray, "E K"]) -> Float64[np.ndarray, " K"]:
