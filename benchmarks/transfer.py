@@ -9,7 +9,7 @@ command in a folder of its own, which is trained once: a second call goes on whe
 
 JSON keys: cells (task, pretraining, mode, seed, metric, value: one object each), table (task -> metric -> "pretraining, mode" -> mean
 and half_width of its 95 % interval), differences (each pre-training less scratch, paired by seed), claims (text, holds, why),
-minutes (of all cells, one core each), seeds, missing (cells that have not ended).
+cpu_minutes (of all cells), seeds, missing (cells that have not ended).
 """
 
 import itertools
@@ -18,7 +18,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +31,12 @@ from rich.progress import track
 from benchmarks.report import RESULTS, Report, build_parser
 from trainer.evaluation.report import summarise
 
-RUN = Path(__file__).parents[1] / "launch" / "runs" / "transfer_tiny.yaml"
+RUN = Path(__file__).parents[1] / "launch" / "runs" / "transfer.yaml"
 SCRATCH = "scratch"
-IMAGES = 21_600
+IMAGES = 10_800
 """That every encoder is pre-trained on, counted as often as they are encoded."""
 SCENES = 32
-CLIPS = 200
+CLIPS = 100
 """Held-out clips that are scored."""
 
 
@@ -57,14 +56,14 @@ class Pretraining:
 
 _CROCO = "{kind: croco, decoder: tiny, mask: {ratio: 0.8}}"
 _SIMIPU = "{kind: simipu, points: tiny}"
-_MIM4D = "{kind: mim4d, volume: tiny, mask_ratio: 0.5, mask_cell_px: 16, rays: 64}"
+_MIM4D = "{kind: mim4d, volume: tiny, mask_ratio: 0.5, mask_cell_px: 16, rays: 32}"
 _INSTANTS = ("data.clip.frames=3", "data.clip.spacing_s=0.5", "data.augment.crop_share=[0.95,1.0]")
 PRETRAININGS: Mapping[str, Pretraining] = {
-    "mae": Pretraining(72, 1, ("objectives=[{kind: mae, decoder: tiny, mask: {ratio: 0.75}}]",)),
-    "croco": Pretraining(36, 2, (f"objectives=[{_CROCO}]",)),
-    "simipu": Pretraining(12, 6, (f"objectives=[{_SIMIPU}]",)),
-    "mim4d": Pretraining(4, 18, (f"objectives=[{_MIM4D}]", *_INSTANTS)),
-    "mix": Pretraining(2, 2 * 3 + 18 + 18, (f"objectives=[{_CROCO}, {_SIMIPU}, {_MIM4D}]", *_INSTANTS)),
+    "mae": Pretraining(36, 1, ("objectives=[{kind: mae, decoder: tiny, mask: {ratio: 0.75}}]",)),
+    "croco": Pretraining(18, 2, (f"objectives=[{_CROCO}]",)),
+    "simipu": Pretraining(6, 6, (f"objectives=[{_SIMIPU}]",)),
+    "mim4d": Pretraining(2, 18, (f"objectives=[{_MIM4D}]", *_INSTANTS)),
+    "mix": Pretraining(1, 2 * 3 + 18 + 18, (f"objectives=[{_CROCO}, {_SIMIPU}, {_MIM4D}]", *_INSTANTS)),
 }
 
 
@@ -76,16 +75,20 @@ class Task:
     """That claims are judged by."""
     lower_is_better: bool
     steps: int
-    modes: tuple[str, ...] = ("frozen", "finetuned")
+    modes: tuple[str, ...]
+    overrides: tuple[str, ...]
 
 
+_BOTH, _FROZEN = ("frozen", "finetuned"), ("frozen",)
+_FOUR = "global_batch=4"
+_LIFT = "objectives.0.lift={cell_m: 2.0, depth_bins: 30, channels: 16, width: 32}"
 TASKS: Mapping[str, Task] = {
-    "depth": Task("abs_rel", True, 200),
-    "pose": Task("median_cm", True, 400),
-    "flow": Task("epe_px", True, 400, ("frozen",)),
-    "bev": Task("drivable_iou", False, 400),
-    "detection": Task("NDS", False, 400, ("frozen",)),
-    "map": Task("mAP", False, 400, ("frozen",)),
+    "depth": Task("abs_rel", True, 100, _BOTH, (_FOUR, "objectives.0.head_width=32")),
+    "pose": Task("median_cm", True, 300, _BOTH, ("data.pairs.max_gap_s=0.1",)),
+    "flow": Task("epe_px", True, 150, _FROZEN, ()),
+    "bev": Task("drivable_iou", False, 200, _BOTH, (_FOUR, _LIFT, "objectives.0.cell_m=1.0")),
+    "detection": Task("NDS", False, 100, _FROZEN, (_FOUR, _LIFT)),
+    "map": Task("mAP", False, 100, _FROZEN, (_FOUR, _LIFT)),
 }
 
 
@@ -124,7 +127,7 @@ class Cell:
 
     @property
     def cost(self) -> Path:
-        """Minutes; written when the command has succeeded."""
+        """Minutes of a core; written when the command has succeeded."""
         return self.folder.with_suffix(".minutes")
 
     @property
@@ -147,21 +150,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, one core each")
     parser.add_argument("--report", action="store_true", help="run nothing: report the cells that have ended")
     arguments = parser.parse_args()
-    pretrained, evaluated = list_cells(arguments.folder, arguments.pretrainings, arguments.tasks, range(arguments.seeds))
+    seeds = [list_cells(arguments.folder, arguments.pretrainings, arguments.tasks, seed) for seed in range(arguments.seeds)]
     if not arguments.report:
         synthesize(arguments.folder / "city")
-        run_cells([pretrained, list(evaluated.values())], arguments.jobs)
+        run_cells([cells for pretrained, evaluated in seeds for cells in (pretrained, list(evaluated.values()))], arguments.jobs)
+    pretrained = [cell for of_seed, _ in seeds for cell in of_seed]
+    evaluated = {key: cell for _, of_seed in seeds for key, cell in of_seed.items()}
     tell(Report("transfer", arguments), arguments, pretrained, evaluated)
 
 
-def list_cells(
-    folder: Path, names: Sequence[str], tasks: Sequence[str], seeds: Sequence[int]
-) -> tuple[list[Cell], dict[Key, Cell]]:
-    """Pre-trainings, and what is trained on them."""
-    pretrained = [_pretraining_cell(folder, name, seed) for seed, name in itertools.product(seeds, names)]
+def list_cells(folder: Path, names: Sequence[str], tasks: Sequence[str], seed: int) -> tuple[list[Cell], dict[Key, Cell]]:
+    """Pre-trainings with one seed, and what is trained on them."""
+    pretrained = [_pretraining_cell(folder, name, seed) for name in names]
     evaluated = {
         (task, name, mode, seed): _evaluation_cell(folder, task, name, mode, seed)
-        for seed, task, name in itertools.product(seeds, tasks, (SCRATCH, *names))
+        for task, name in itertools.product(tasks, (SCRATCH, *names))
         for mode in TASKS[task].modes
     }
     return pretrained, evaluated
@@ -180,7 +183,7 @@ def _evaluation_cell(folder: Path, task: str, name: str, mode: str, seed: int) -
     encoder = ("scratch", "--like", str(of_run / f"croco-{seed}")) if name == SCRATCH else (str(of_run / f"{name}-{seed}"),)
     how = ("--frozen" if mode == "frozen" else "--finetune", "--seed", str(seed), "--steps", str(TASKS[task].steps))
     data = ("--data", "kind=synthetic", "--data", f"root={folder / 'city'}", "--data", "workers=1")
-    rest = ("--clips", str(CLIPS), "--out", str(out), "observe.metrics_port=null")
+    rest = ("--clips", str(CLIPS), "--out", str(out), "observe.metrics_port=null", "observe.evaluate_clips=16", *TASKS[task].overrides)
     return Cell(out, ("evaluate", task, "--encoder", *encoder, *how, *data, *rest))
 
 
@@ -208,13 +211,13 @@ def run_cells(waves: Sequence[Sequence[Cell]], jobs: int) -> None:
 def run_cell(cell: Cell) -> bool:
     """Run the command on one core; the answer is whether it succeeded."""
     cell.log.parent.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
     with cell.log.open("w") as log:
         one_core = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "odonata", *cell.command]
-        ended = subprocess.run(command, stdout=log, stderr=log, env=one_core, check=False)
-    if ended.returncode == 0:
-        cell.cost.write_text(f"{(time.monotonic() - began) / 60:.3f}\n")
+        started = subprocess.Popen([sys.executable, "-m", "odonata", *cell.command], stdout=log, stderr=log, env=one_core)
+        _, status, used = os.wait4(started.pid, 0)
+    started.returncode = os.waitstatus_to_exitcode(status)  # Popen has not waited itself
+    if started.returncode == 0:
+        cell.cost.write_text(f"{(used.ru_utime + used.ru_stime) / 60:.3f}\n")
     return cell.has_ended
 
 
@@ -243,7 +246,7 @@ def tell(report: Report, arguments: Namespace, pretrained: Sequence[Cell], evalu
                 if len(paired_differences(values, task, name, SCRATCH, mode)) > 1
             },
             "claims": claims,
-            "minutes": sum(float(cell.cost.read_text()) for cell in ended),
+            "cpu_minutes": sum(float(cell.cost.read_text()) for cell in ended),
             "seeds": arguments.seeds,
             "missing": len(evaluated) - len(values),
         }

@@ -39,6 +39,7 @@ class Grid(NamedTuple):
 
 
 ENCODER_SHAPES = {
+    "nano": TransformerShape(128, 6, 4, 512),
     "tiny": TransformerShape(192, 12, 3, 768),
     "small": TransformerShape(384, 12, 6, 1536),
     "base": TransformerShape(768, 12, 12, 3072),
@@ -113,7 +114,7 @@ POINT_SHAPES = {
     ),
 }
 
-EncoderSize = Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"]
+EncoderSize = Literal["nano", "tiny", "small", "base", "large", "huge", "giant", "gigantic"]
 AttentionBackend = Literal["auto", "xformers", "sdpa"]
 
 
@@ -121,7 +122,7 @@ class EncoderConfig(Section):
     """The video ViT that all objectives share."""
 
     size: EncoderSize = "base"
-    """Width, depth and heads, by the names of the literature."""
+    """Width, depth and heads, by the names of the literature; nano is ours, for looks and studies on a CPU."""
     patch_px: int = Field(16, ge=4)
     """Side of a square patch in pixels; halving it makes four times the tokens."""
     tubelet_frames: int = Field(1, ge=1, le=8)

@@ -7,9 +7,9 @@ tokens are matched (`models.heads.matching`), and a dense head that reads those 
 patches leaves.
 
 Beyond CroCo-Flow, whose DPT regresses the flow from the decoder's tokens alone: matching, since a driving rig looks to all sides and
-every drive is also seen in a mirror. Whoever does not match does best to say that nothing moves, and a fresh head stays there. Less
-than CroCo-Flow: hooks into earlier blocks, and its confidence. What leaves the picture by more than its own size has no truth here: it
-is no longer a matter of looking.
+every drive is also seen in a mirror. Whoever does not match does best to say that nothing moves, and a fresh head stays there. And
+tokens say where they stand (`models.heads.places`). Less than CroCo-Flow: hooks into earlier blocks, and its confidence. What leaves
+the picture by more than its own size has no truth here: it is no longer a matter of looking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ from models.decoders import CrossViewDecoder
 from models.encoder import ClipGroup, VideoEncoder
 from models.heads.dense import DenseHead
 from models.heads.matching import match
+from models.heads.places import PlaceSignal
 from models.images import denormalise, normalise, paint_flow_px
 from models.objectives.base import Encoded
 from models.objectives.downstream import DownstreamObjective, build_pair_decoder, list_all_tokens, mean_of_known
@@ -57,8 +58,9 @@ class FlowObjective(DownstreamObjective):
 
     name = "flow"
 
-    def __init__(self, decoder: CrossViewDecoder, head: DenseHead, grid: Grid) -> None:
+    def __init__(self, places: PlaceSignal, decoder: CrossViewDecoder, head: DenseHead, grid: Grid) -> None:
         super().__init__()
+        self.places = places
         self.decoder = decoder
         self.head = head
         self.grid = grid
@@ -73,7 +75,7 @@ class FlowObjective(DownstreamObjective):
     def answer(self, encoded: Sequence[Encoded], batch: Batch) -> Float[Tensor, "B H W 2"]:
         """Pixels to the right and down."""
         size = (self.grid.h, self.grid.w)
-        first, following = (image.tokens for image in encoded)
+        first, following = (self.places(image.tokens) for image in encoded)
         both, other = torch.cat([first, following]), torch.cat([following, first])
         tokens, tokens_following = self.decoder(both, list_all_tokens(both), other, self.grid).chunk(2)
         refinement = self.head(tokens, size)  # (B, 2, H, W), in patches
@@ -103,4 +105,4 @@ def build_flow(config: FlowConfig, encoder_config: EncoderConfig, encoder: Video
     """Flow on `encoder`, of pairs of images with `grid`."""
     decoder = build_pair_decoder(config.decoder, encoder)
     head = DenseHead(encoder_width=decoder.shape.width, width=config.head_width, values=2, patch_px=encoder_config.patch_px)
-    return FlowObjective(decoder, head, grid)
+    return FlowObjective(PlaceSignal(encoder.shape, grid), decoder, head, grid)

@@ -33,8 +33,16 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def cluster(control_plane: ControlPlane, kubelet: Kubelet) -> Cluster:
+    """A namespace of this file's own, so that its lists hold nobody else's runs."""
     del kubelet
-    return connect(context=None, namespace="perception", config_file=control_plane.kubeconfig)
+    control_plane.must("create", "namespace", "watched")
+    return connect(context=None, namespace="watched", config_file=control_plane.kubeconfig)
+
+
+def submit_unreachable(cluster: Cluster, name: str) -> None:
+    """A run that no node has room for, in a store that nobody answers for."""
+    workload = workload_of(f"run.uri=s3://bucket/runs/{name}", **SMALL | {"namespace": cluster.namespace, "cpu": "96"})
+    submit(cluster, workload, store=NOWHERE, lenient=True)
 
 
 def wait_for_reason(cluster: Cluster, name: str, **changes: Any) -> str:
@@ -77,9 +85,9 @@ def test_a_quota_that_is_used_up_is_named(cluster: Cluster, control_plane: Contr
 
 
 def test_a_store_that_cannot_be_reached_from_here_is_a_line_and_no_error(cluster: Cluster) -> None:
-    submit(cluster, workload_of("run.uri=s3://bucket/runs/far", **SMALL | {"cpu": "96"}), store=NOWHERE, lenient=True)
+    submit_unreachable(cluster, "far")
     found = read_status(cluster, find_run(cluster, "far"), store=NOWHERE)
-    assert (found.name, found.namespace, found.flavour, found.nodes) == ("far", "perception", "job", 1)
+    assert (found.name, found.namespace, found.flavour, found.nodes) == ("far", "watched", "job", 1)
     assert found.progress is None and found.restarts == 0
     assert found.reasons[-1].startswith("store: s3://bucket/runs/far was asked to read starts.jsonl")
     assert [run.name for run in find_runs(cluster)] == ["far"]
@@ -90,7 +98,7 @@ def test_a_store_that_cannot_be_reached_from_here_is_a_line_and_no_error(cluster
 
 
 def test_the_commands_say_it_in_tables(cluster: Cluster, control_plane: ControlPlane) -> None:
-    submit(cluster, workload_of("run.uri=s3://bucket/runs/told", **SMALL | {"cpu": "96"}), store=NOWHERE, lenient=True)
+    submit_unreachable(cluster, "told")
 
     def say(*command: str) -> str:
         environment = os.environ | {"KUBECONFIG": str(control_plane.kubeconfig), "NO_PROXY": "127.0.0.1"}
@@ -100,12 +108,12 @@ def test_the_commands_say_it_in_tables(cluster: Cluster, control_plane: ControlP
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert say("list").split("\n")[1].split() == ["told", "job", "waiting", "0/1", "s3://bucket/runs/told"]
-    told = say("status", "told", "--store", "endpoint_url=http://127.0.0.1:9")
-    assert told.startswith("job perception/told: waiting, restarts: 0, s3://bucket/runs/told\n")
-    assert json.loads(say("status", "told", "--json", "--store", "endpoint_url=http://127.0.0.1:9"))["phase"] == "waiting"
-    assert say("logs", "told").endswith(": pending\n")
-    assert say("stop", "told", "--forget") == "run told: stopped, its pods have ended; the cluster has forgotten it\n"
+    assert say("list", "--namespace", "watched").split("\n")[1].split() == ["told", "job", "waiting", "0/1", "s3://bucket/runs/told"]
+    told = say("status", "told", "--namespace", "watched", "--store", "endpoint_url=http://127.0.0.1:9")
+    assert told.startswith("job watched/told: waiting, restarts: 0, s3://bucket/runs/told\n")
+    assert json.loads(say("status", "told", "--namespace", "watched", "--json", "--store", "endpoint_url=http://127.0.0.1:9"))["phase"] == "waiting"
+    assert say("logs", "told", "--namespace", "watched").endswith(": pending\n")
+    assert say("stop", "told", "--namespace", "watched", "--forget") == "run told: stopped, its pods have ended; the cluster has forgotten it\n"
 
 
 class Silent:
@@ -158,7 +166,7 @@ def test_what_all_pods_wait_for_is_said_once_and_a_failure_in_its_own_last_words
 
 def test_a_run_in_a_folder_that_only_pods_see_has_no_progress_here(cluster: Cluster) -> None:
     claims = [{"claim": "runs", "path": "/mounted/in/pods", "writable": True}]
-    workload = workload_of("run.uri=/mounted/in/pods/unseen", claims=claims, **SMALL | {"cpu": "96"})
+    workload = workload_of("run.uri=/mounted/in/pods/unseen", claims=claims, **SMALL | {"namespace": cluster.namespace, "cpu": "96"})
     submit(cluster, workload, store=NOWHERE, lenient=True)
     found = read_status(cluster, find_run(cluster, "unseen"), store=None)
     assert found.progress is None

@@ -29,6 +29,7 @@ from trainer.config.training import Recompute
 _KEPT = frozenset({
     "aten::mm",
     "aten::addmm",
+    "aten::bmm",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention",
