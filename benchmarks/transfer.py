@@ -183,7 +183,15 @@ def _evaluation_cell(folder: Path, task: str, name: str, mode: str, seed: int) -
     encoder = ("scratch", "--like", str(of_run / f"croco-{seed}")) if name == SCRATCH else (str(of_run / f"{name}-{seed}"),)
     how = ("--frozen" if mode == "frozen" else "--finetune", "--seed", str(seed), "--steps", str(TASKS[task].steps))
     data = ("--data", "kind=synthetic", "--data", f"root={folder / 'city'}", "--data", "workers=1")
-    rest = ("--clips", str(CLIPS), "--out", str(out), "observe.metrics_port=null", "observe.evaluate_clips=16", *TASKS[task].overrides)
+    rest = (
+        "--clips",
+        str(CLIPS),
+        "--out",
+        str(out),
+        "observe.metrics_port=null",
+        "observe.evaluate_clips=16",
+        *TASKS[task].overrides,
+    )
     return Cell(out, ("evaluate", task, "--encoder", *encoder, *how, *data, *rest))
 
 

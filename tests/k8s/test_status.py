@@ -103,17 +103,21 @@ def test_the_commands_say_it_in_tables(cluster: Cluster, control_plane: ControlP
     def say(*command: str) -> str:
         environment = os.environ | {"KUBECONFIG": str(control_plane.kubeconfig), "NO_PROXY": "127.0.0.1"}
         done = subprocess.run(
-            [sys.executable, "-m", "odonata", *command], cwd=ROOT, env=environment, capture_output=True, text=True
+            [sys.executable, "-m", "odonata", *command, "--namespace", "watched"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert say("list", "--namespace", "watched").split("\n")[1].split() == ["told", "job", "waiting", "0/1", "s3://bucket/runs/told"]
-    told = say("status", "told", "--namespace", "watched", "--store", "endpoint_url=http://127.0.0.1:9")
+    assert say("list").split("\n")[1].split() == ["told", "job", "waiting", "0/1", "s3://bucket/runs/told"]
+    told = say("status", "told", "--store", "endpoint_url=http://127.0.0.1:9")
     assert told.startswith("job watched/told: waiting, restarts: 0, s3://bucket/runs/told\n")
-    assert json.loads(say("status", "told", "--namespace", "watched", "--json", "--store", "endpoint_url=http://127.0.0.1:9"))["phase"] == "waiting"
-    assert say("logs", "told", "--namespace", "watched").endswith(": pending\n")
-    assert say("stop", "told", "--namespace", "watched", "--forget") == "run told: stopped, its pods have ended; the cluster has forgotten it\n"
+    assert json.loads(say("status", "told", "--json", "--store", "endpoint_url=http://127.0.0.1:9"))["phase"] == "waiting"
+    assert say("logs", "told").endswith(": pending\n")
+    assert say("stop", "told", "--forget") == "run told: stopped, its pods have ended; the cluster has forgotten it\n"
 
 
 class Silent:
@@ -166,7 +170,9 @@ def test_what_all_pods_wait_for_is_said_once_and_a_failure_in_its_own_last_words
 
 def test_a_run_in_a_folder_that_only_pods_see_has_no_progress_here(cluster: Cluster) -> None:
     claims = [{"claim": "runs", "path": "/mounted/in/pods", "writable": True}]
-    workload = workload_of("run.uri=/mounted/in/pods/unseen", claims=claims, **SMALL | {"namespace": cluster.namespace, "cpu": "96"})
+    workload = workload_of(
+        "run.uri=/mounted/in/pods/unseen", claims=claims, **SMALL | {"namespace": cluster.namespace, "cpu": "96"}
+    )
     submit(cluster, workload, store=NOWHERE, lenient=True)
     found = read_status(cluster, find_run(cluster, "unseen"), store=None)
     assert found.progress is None
