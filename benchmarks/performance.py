@@ -182,7 +182,7 @@ def write_page() -> str:
             "| --- | --- | --- | --- | --- |",
         ]
         lines += [write_row(row) for row in rows]
-    lines += ["", "## Attention", "", *write_attention()]
+    lines += ["", "## Scaling", "", *write_scaling(), "", "## Attention", "", *write_attention()]
     return "\n".join(lines) + "\n"
 
 
@@ -192,6 +192,50 @@ def write_row(row: Row) -> str:
     shown = "not measured" if value is None else f"{value:.3g}" + ("" if row.is_met else " (missed)")
     sign = "at most" if row.better == "lower" else "at least"
     return f"| {row.what} | {shown} | {sign} {row.target:g} | {row.why} | `python -m benchmarks.{row.benchmark}` |"
+
+
+def write_scaling() -> list[str]:
+    """What the plan computes for more and more GPUs."""
+    path = RESULTS / "scaling.json"
+    if not path.is_file():
+        return ["Not computed."]
+    result = json.loads(path.read_text())
+    heads = (
+        "run",
+        "scaling",
+        "GPUs",
+        "clips a GPU",
+        "setup",
+        "memory GB",
+        "step s",
+        "clips/s",
+        "efficiency",
+        "MFU ceiling",
+        "bottleneck",
+    )
+    lines = [
+        f"Computed by the plan for nodes of eight {result['gpu'].upper()}, not measured; what it rests on, bytes on the wire and memory of",
+        "a rank, was measured on 1, 2 and 4 processes, in the table above. Efficiency is clips/s a GPU over those of the fewest GPUs.",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"| {' | '.join('---' for _ in heads)} |",
+    ]
+    for row in result["rows"]:
+        cells = (
+            row["run"],
+            row["kind"],
+            f"{row['gpus']:,}",
+            f"{row['clips'] // row['gpus']:,}",
+            f"{row['setup']}, micro-batch {row['micro_batch']}, recompute {row['recompute']}",
+            f"{row['memory_gb']:.0f}",
+            f"{row['step_s_best']:.2f} to {row['step_s_worst']:.2f}",
+            f"{row['clips_per_s']:,.0f}",
+            f"{row['efficiency']:.0%}",
+            f"{row['mfu_ceiling']:.0%}",
+            row["bottleneck"],
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", "Command: `python -m benchmarks.scaling`."]
 
 
 def write_attention() -> list[str]:
@@ -205,7 +249,7 @@ def write_attention() -> list[str]:
     for name, shape in result["shapes"].items():
         times = " | ".join(f"{1e3 * shape['seconds'][kind]:.1f}" if kind in shape["seconds"] else "" for kind in kinds)
         lines.append(f"| {name} | {times} | {shape['chosen']} |")
-    lines += ["", "Not run here:", *(f"- {kind}: {reason}" for kind, reason in result["left_out"].items())]
+    lines += ["", "Not run here:", *(f"- {kind}: {reason.partition('. ')[0]}" for kind, reason in result["left_out"].items())]
     return [*lines, "", "Command: `python -m benchmarks.attention`."]
 
 

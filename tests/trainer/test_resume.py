@@ -1,7 +1,9 @@
 """Stopping and going on: after kill -9, after signals, on another world size, past a broken checkpoint."""
 
 import json
+import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +26,13 @@ def kill_after(runner: Runner, name: str, step: int, *overrides: str, engine: st
     runner.wait_for_step(name, step, process)
     kill_tree(process.pid)
     process.communicate()
+
+
+def copy_finished(runner: Runner, name: str) -> Finished:
+    """The unbroken run of one process that other tests look at, as a run of its own."""
+    whole = runner.once("alone")
+    shutil.copytree(whole.folder, runner.folder / name)
+    return replace(whole, folder=runner.folder / name)
 
 
 def assert_bit_equal(found: Finished, expected: Finished) -> None:
@@ -90,8 +99,8 @@ def test_a_lost_peer_ends_the_survivors_and_the_run_resumes(runner: Runner, unbr
 
 
 def test_resume_passes_over_a_broken_checkpoint_and_says_why(runner: Runner) -> None:
-    whole = runner.run("damaged")
-    newest = max((whole.folder / "checkpoints").iterdir())
+    copy_finished(runner, "damaged")
+    newest = max((runner.folder / "damaged" / "checkpoints").iterdir())
     payload = next(newest.glob("rank-*.bin"))
     content = bytearray(payload.read_bytes())
     content[len(content) // 2] ^= 1
@@ -103,7 +112,7 @@ def test_resume_passes_over_a_broken_checkpoint_and_says_why(runner: Runner) -> 
 
 
 def test_a_finished_run_that_is_started_again_does_nothing(runner: Runner) -> None:
-    first = runner.run("finished")
+    first = copy_finished(runner, "finished")
     again = runner.run("finished")
     assert again.steps == first.steps
     assert "nothing is left to do" in again.output
@@ -120,11 +129,11 @@ def test_a_run_that_is_resumed_with_another_config_says_so_or_is_refused(runner:
 
 
 def test_a_run_that_must_begin_anew_refuses_a_folder_with_checkpoints(runner: Runner) -> None:
-    runner.run("taken", "steps=10")
+    copy_finished(runner, "taken")
     process = runner.start("taken", options=("--resume", "never"))
     refused = runner.finish("taken", process)
     assert refused.returncode == 2
-    assert "holds a checkpoint of step 10" in refused.output
+    assert "holds a checkpoint of step 20" in refused.output
 
 
 def test_a_warm_start_takes_the_encoder_of_another_run(runner: Runner) -> None:

@@ -79,8 +79,13 @@ def _growing_elements(weights: Weights, setup: Setup) -> float:
 
 
 def _waiting_bytes(weights: Weights, setup: Setup) -> float:
-    """Gradients of earlier micro-steps: whole ones in float32 but where each micro-step reduces and scatters its own."""
-    return BYTES * weights.learning if setup.micro_steps > 1 and setup.engine not in ("zero2", "zero3") else 0.0
+    """Gradients of earlier micro-steps, in float32: whole ones but where each micro-step reduces and scatters its own.
+
+    ZeRO-2 takes room for its part anew in each micro-step, beside what it has added up.
+    """
+    if setup.micro_steps == 1 or setup.engine == "zero3":
+        return 0.0
+    return BYTES * weights.learning / (setup.gpus if setup.engine == "zero2" else 1)
 
 
 def _add_update(at_rest: Memory, weights: Weights, setup: Setup) -> Memory:
@@ -141,6 +146,7 @@ def _buffer_bytes(weights: Weights, setup: Setup) -> float:
         case "zero3":
             kept = weights.elements - regathered_elements(weights.elements, setup)
             ahead = min(weights.elements, setup.zero.stage3_prefetch_bucket_size)
-            return copies + BYTES * (kept + ahead + setup.zero.reduce_bucket_size)
+            gathered = kept + ahead if setup.gpus > 1 else 0  # the only rank has all weights as they are used
+            return copies + BYTES * (gathered + setup.zero.reduce_bucket_size)
         case _:
             return copies + 2 * BYTES * setup.zero.reduce_bucket_size

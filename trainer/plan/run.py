@@ -164,10 +164,11 @@ def plan_run(
         advance(done, total)
 
     model = trace_model(config, shards=TRACED_SHARDS, precision=question.precision, advance=tell)
-    return [_plan_row(config, model, count, question, data) for count in gpus]
+    return [plan_row(config, model, count, question, data) for count in gpus]
 
 
-def _plan_row(config: RunConfig, model: Model, gpus: int, question: Question, data: MeasuredData | None) -> Row:
+def plan_row(config: RunConfig, model: Model, gpus: int, question: Question, data: MeasuredData | None = None) -> Row:
+    """The best setup of `gpus` GPUs for a run whose `model` was traced, whatever its batch."""
     best, *rest = find_options(config, model, gpus, question)
     others = [next((o for o in rest if o.setup.engine == engine), None) for engine in ENGINES if engine != best.setup.engine]
     kept = BYTES * (model.weights.elements + 2 * model.weights.learning)

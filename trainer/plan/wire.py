@@ -147,11 +147,12 @@ def _list_zero_three(weights: Weights, setup: Setup) -> list[Collective]:
     small = sum(w.elements for w in weights.all if w.elements < setup.zero.stage3_param_persistence_threshold)
     large = weights.elements - small
     gathered, reduced = BYTES * (large + regathered_elements(large, setup)), BYTES * weights.learning
-    return [
+    gathers = [
         *_in_buckets(setup, "all_gather", gathered, BYTES * setup.zero.stage3_prefetch_bucket_size, count=setup.micro_steps),
-        *_in_buckets(setup, "reduce_scatter", reduced, BYTES * setup.zero.reduce_bucket_size, count=setup.micro_steps),
         _over(setup, "all_gather", BYTES * small, setup.gpus),
     ]
+    reductions = _in_buckets(setup, "reduce_scatter", reduced, BYTES * setup.zero.reduce_bucket_size, count=setup.micro_steps)
+    return [*(gathers if setup.gpus > 1 else []), *reductions]
 
 
 def regathered_elements(elements: int, setup: Setup) -> int:
