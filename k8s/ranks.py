@@ -4,17 +4,25 @@
 entrypoint made for this start and named in the environment:
 
     FOLDER/3        of local rank 3: its process, and once it ended, its exit code
+
+torchrun's agent kills what is left of a node 30 s after the first rank that ended with another code than 0. Ranks that were asked to stop
+do not end together, since one of them commits the checkpoint; so each stays until all others of its node have told their code.
+Ranks that have lost a peer stay for nobody: others may find out by their end.
 """
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.errors import EXIT_DEFECT, EXIT_DONE
+from trainer.errors import EXIT_DEFECT, EXIT_DONE, PreemptedError
 
 FOLDER_VARIABLE = "ODONATA_RANKS"
+_LONGEST_WAIT_S = 1800.0
+"""For ranks of the same node; longer than any grace period, after which the pod is killed as a whole."""
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,8 @@ def telling_the_pod(environ: Mapping[str, str]) -> Iterator[None]:
         yield
     except SystemExit as ended:
         _write(place, ended.code if isinstance(ended.code, int) else EXIT_DEFECT if ended.code else EXIT_DONE)
+        if isinstance(ended.__context__, PreemptedError):
+            _wait_for_others(Path(folder))
         raise
     except BaseException:
         _write(place, EXIT_DEFECT)
@@ -59,6 +69,12 @@ def read_ranks(folder: Path) -> list[Rank]:
             pid, *code = place.read_text().split()
             ranks.append(Rank(int(place.name), int(pid), int(code[0]) if code else None))
     return sorted(ranks, key=lambda rank: rank.local_rank)
+
+
+def _wait_for_others(folder: Path) -> None:
+    deadline = time.monotonic() + _LONGEST_WAIT_S
+    while any(rank.code is None and _is_alive(rank.pid) for rank in read_ranks(folder)) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
 
 
 def _write(place: Path, code: int | None) -> None:

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from k8s.ranks import FOLDER_VARIABLE, Rank, read_ranks, telling_the_pod
 from tests.runs import ROOT
+from trainer.errors import EXIT_RETRY, OdonataError, PeerLostError, PreemptedError
 
 
 def told(folder: Path) -> list[int | None]:
@@ -35,6 +38,45 @@ def test_an_exception_goes_on_and_its_code_is_told(tmp_path: Path, ending: BaseE
     with pytest.raises(type(ending)):
         end()
     assert told(tmp_path) == [code]
+
+
+def end_beside_a_sibling(folder: Path, ending: OdonataError) -> threading.Thread:
+    """Local rank 0 ends by `ending`, as the command line does, while this process is local rank 1 and lives."""
+    (folder / "1").write_text(str(os.getpid()))
+
+    def command() -> None:
+        with telling_the_pod({FOLDER_VARIABLE: str(folder), "LOCAL_RANK": "0"}):
+            try:
+                raise ending
+            except OdonataError as error:
+                sys.exit(error.exit_code)
+
+    def end() -> None:
+        with pytest.raises(SystemExit):
+            command()
+
+    ended = threading.Thread(target=end, daemon=True)
+    ended.start()
+    return ended
+
+
+def test_a_rank_that_was_asked_to_stop_stays_until_its_siblings_have_ended(tmp_path: Path) -> None:
+    rank = end_beside_a_sibling(tmp_path, PreemptedError("stopped"))
+    deadline = time.monotonic() + 10
+    while told(tmp_path) != [EXIT_RETRY, None]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    rank.join(timeout=0.5)
+    assert rank.is_alive(), "it has told its code and stays"
+    (tmp_path / "1").write_text(f"{os.getpid()} {EXIT_RETRY}")
+    rank.join(timeout=10)
+    assert not rank.is_alive()
+
+
+def test_a_rank_that_has_lost_a_peer_stays_for_nobody(tmp_path: Path) -> None:
+    rank = end_beside_a_sibling(tmp_path, PeerLostError("gone"))
+    rank.join(timeout=10)
+    assert not rank.is_alive() and told(tmp_path) == [EXIT_RETRY, None]
 
 
 @pytest.mark.parametrize("environment", [{}, {"LOCAL_RANK": "0"}, {FOLDER_VARIABLE: "/nowhere"}])
