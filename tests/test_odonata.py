@@ -163,6 +163,20 @@ def test_a_place_that_cannot_hold_a_data_set_is_a_sentence(tmp_path: Path, out: 
     assert "give another --out" in ended.stderr
 
 
+def test_a_signal_that_comes_while_a_monitor_is_built_or_a_line_is_logged_ends_the_command() -> None:
+    # Both catch every Exception, so that neither a monitor nor a log can end a run. Tracing the model for MFU takes a minute at times.
+    builders = "[lambda: os.kill(os.getpid(), signal.SIGTERM)]"
+    logs = "logging.basicConfig(stream=type('Stream', (), {'write': lambda *_: os.kill(os.getpid(), signal.SIGTERM)})())"
+    for moment in (f"build_monitors({builders})", f"{logs}; logging.warning('now')"):
+        code = (
+            "import logging, os, signal; from odonata.door import _end_at_once; from trainer.observe.build import build_monitors; "
+            f"signal.signal(signal.SIGTERM, _end_at_once); {moment}; print('went on')"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert (ended.returncode, ended.stdout) == (75, ""), ended.stderr
+        assert "stopped by SIGTERM; start the same command again" in ended.stderr
+
+
 def test_a_signal_before_training_asks_for_a_retry_and_leaves_no_process_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "odonata", "synthesize", "--out", str(tmp_path / "city"), "--scenes", "2", "--workers", "2"]
     started = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
