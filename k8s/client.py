@@ -11,6 +11,7 @@ Left to whom: which objects a run has is `render`'s, what they say of it `runs`.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,8 +197,8 @@ def connect(*, context: str | None, namespace: str | None, config_file: Path | N
         contexts, current = config.list_kube_config_contexts(file)
     except (config.ConfigException, yaml.YAMLError, TypeError) as error:  # the last where it is YAML, and no mapping
         raise ConfigError(
-            f"a cluster was to be found in the kubeconfig and there is none: {error}; name a file in KUBECONFIG and a context of it with "
-            "--context (kubectl config get-contexts lists them)"
+            f"a cluster was to be found in the kubeconfig ({file or os.environ.get('KUBECONFIG') or '~/.kube/config'}) and there is none: "
+            f"{error}; name a file in KUBECONFIG and a context of it with --context (kubectl config get-contexts lists them)"
         ) from error
     chosen = next((each for each in contexts if each["name"] == context), current)
     return Cluster(client.ApiClient(settings), namespace or chosen["context"].get("namespace") or "default")

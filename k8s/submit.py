@@ -126,8 +126,8 @@ def _send(cluster: Cluster, workload: Workload, manifest: Manifest, *, dry_run: 
 def _refuse_taken_name(workload: Workload, run: KnownRun) -> None:
     if run.phase not in ENDED:
         raise RefusedError(
-            f"run {run.name} was to be submitted and is {run.phase}; watch it with odonata status {run.name}, or stop it first: "
-            f"odonata stop {run.name}"
+            f"run {run.name} was to be submitted and is {run.phase}, for {run.config.run.uri}; watch it with odonata status {run.name}, "
+            f"stop it first: odonata stop {run.name}, or give another --name"
         )
     if run.owner:
         raise ConfigError(

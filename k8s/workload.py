@@ -171,6 +171,12 @@ def _check_places(run: RunConfig, cluster: ClusterConfig) -> None:
     mounted = [claim.path for claim in cluster.claims]
     scratch = [labels.SCRATCH_FOLDER, "/tmp"]
     if not _is_remote(run.run.uri) and not _lies_under(run.run.uri, writable):
+        for claim in cluster.claims:
+            if _lies_under(run.run.uri, [claim.path]):
+                raise ConfigError(
+                    f"run.uri {run.run.uri} lies under claim {claim.claim}, which pods only read; set its writable: true, or give "
+                    "s3://bucket/prefix"
+                )
         raise ConfigError(
             f"run.uri {run.run.uri} would lie on a pod's own disk and end with it; give s3://bucket/prefix, or a folder under a claim with "
             f"writable: true (there are: {', '.join(writable) or 'none'})"

@@ -169,6 +169,11 @@ def _say_submitted(workload: "Workload", left_out: list[str]) -> None:
     for path in left_out:
         print(f"this cluster leaves out: {path}")
     name, cluster = workload.name, workload.cluster
+    if any(path.endswith("podFailurePolicy") for path in left_out):
+        print(
+            f"without podFailurePolicy every preemption and lost peer counts as one of the {cluster.failures} failures, and what exit "
+            "codes 2 and 3 call hopeless is tried again; raise failures in the cluster config if pods come and go"
+        )
     print(f"run {name} is submitted, nodes: {cluster.nodes}; watch it with: odonata status {name} -n {cluster.namespace} --watch")
 
 

@@ -23,7 +23,11 @@ DATAROOT = ("data.kind=nuscenes", "data.root=/data/nuscenes")
         (("observe.metrics_port=0",), {}, "observe.metrics_port is 0"),
         (("observe.metrics_port=80",), {}, "may not take those below 1024"),
         (("run.uri=runs/base",), {}, "would lie on a pod's own disk and end with it"),
-        (("run.uri=/data/run",), {"claims": [{"claim": "data", "path": "/data"}]}, "a folder under a claim with writable: true"),
+        (
+            ("run.uri=/data/run",),
+            {"claims": [{"claim": "data", "path": "/data"}]},
+            "claim data, which pods only read; set its writable: true",
+        ),
         (DATAROOT, {}, r"data.root /data/nuscenes is not in the pods.*\(there are: none\)"),
         (
             DATAROOT,
