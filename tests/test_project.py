@@ -29,6 +29,7 @@ WHOLE = {
     "trainer/parity",
     "trainer/resume",
     "trainer/run_on_s3",
+    "trainer/same_curves",
     "trainer/watched_run",
     "trainer/checkpoint/memory",
     "trainer/checkpoint/sharded",
