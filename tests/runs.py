@@ -26,7 +26,7 @@ data:
   clip: {frames: 4, spacing_s: 0.25, height_px: 32, width_px: 32}
   pairs: {min_overlap: 0.05}
   workers: 0
-encoder: {size: nano, patch_px: 8, tubelet_frames: 2}
+encoder: {size: tiny, patch_px: 8, tubelet_frames: 2}
 objectives:
   - kind: croco
     decoder: tiny

@@ -11,8 +11,6 @@ from benchmarks.transfer import CLAIMS, PRETRAININGS, SCRATCH, TASKS, Cell, judg
 from trainer.config.load import load_run_config
 from trainer.evaluation.protocol import PROTOCOLS
 
-SEEDS = range(5)
-
 
 def values_of(task: str, **of_names: list[float]) -> dict[tuple[str, str, str, int], dict[str, float]]:
     """Frozen cells of a task: one number a seed of each pre-training."""
@@ -27,7 +25,7 @@ def values_of(task: str, **of_names: list[float]) -> dict[tuple[str, str, str, i
 @pytest.mark.parametrize("name", PRETRAININGS)
 def test_every_pretraining_is_a_run_that_sees_as_many_images(name: str, tmp_path: Path) -> None:
     how = PRETRAININGS[name]
-    cells, _ = list_cells(tmp_path, [name], [], [3])
+    cells, _ = list_cells(tmp_path, [name], [], 3)
     command, config_path, *overrides = cells[0].command
     config = load_run_config(Path(config_path), overrides)
     assert command == "train" and config.seed == 3
@@ -43,8 +41,8 @@ def test_every_task_of_the_study_has_a_protocol_and_its_metric() -> None:
 
 
 def test_cells_of_one_seed_share_everything_but_the_encoder(tmp_path: Path) -> None:
-    _, cells = list_cells(tmp_path, list(PRETRAININGS), ["depth"], SEEDS)
-    assert len(cells) == len(SEEDS) * (1 + len(PRETRAININGS)) * len(TASKS["depth"].modes)
+    _, cells = list_cells(tmp_path, list(PRETRAININGS), ["depth"], 2)
+    assert len(cells) == (1 + len(PRETRAININGS)) * len(TASKS["depth"].modes)
     commands = [
         [part for part in cells["depth", name, "frozen", 2].command if str(tmp_path / "pretrained") not in part]
         for name in ("mae", "croco")

@@ -79,7 +79,7 @@ def test_a_card_tells_the_run_up_to_its_checkpoint(store: Store) -> None:
     assert card.split("---")[1].count("license") == 0
     head = yaml.safe_load(card.split("---")[1])
     assert head["pipeline_tag"] == "image-feature-extraction" and "croco" in head["tags"]
-    assert "# base\n\nA ViT-nano/8 for clips of 4 frames of 32 x 32 pixels, trained with [CroCo]" in card
+    assert "# base\n\nA ViT-tiny/8 for clips of 4 frames of 32 x 32 pixels, trained with [CroCo]" in card
     assert found["step"] == "4 of 20"
     assert found["clips seen"] == "16, 4 a step"
     assert found["tokens seen"] == "400"
