@@ -3,8 +3,9 @@
     .venv/bin/python -m benchmarks.dashboards [--minutes 12] [--out docs/pictures]
 
 `surround` learns CroCo and SimIPU on two FSDP2 ranks from packed shards with a cache, and is killed halfway; `video` learns CroCo in one
-process from loose files. Both are scraped every five seconds with our rules. Then `monitoring.dashboards.picture` asks that Prometheus
-what the committed dashboards ask. A stretch of minutes on a CPU: figures that compare with an hour ago are empty, and MFU is a CPU's.
+process from loose files; a probe of depth follows the first. All are scraped every five seconds with our rules. Then
+`monitoring.dashboards.picture` asks that Prometheus what the committed dashboards ask. A stretch of minutes on a CPU: figures that compare
+with an hour ago are empty, and MFU is a CPU's.
 
 JSON keys: minutes, pictures.
 """
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +46,7 @@ _VIDEO = (
     "checkpoint.every_steps=100",
     "observe.evaluate_clips=8",
 )
+_PROBE = ("--task", "depth", "--every", "40", "--steps", "40", "--clips", "20", "--data", "kind=synthetic")
 
 
 def main() -> None:
@@ -59,19 +61,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         ports = {"surround": free_port(), "video": free_port()}
+        probe = ("probe", f"{folder}/surround", *_PROBE, "--data", f"root={arguments.city}", "--metrics-port", str(free_port()))
         shards = (f"data.datasets=[{{uri: {packed}}}]", f"data.cache.folder={folder}/cache", f"data.index_folder={folder}/index")
         surround = (*_SURROUND, *shards, *places(folder, "surround", ports))
         video = (*_VIDEO, f"data.root={arguments.city}", *places(folder, "video", ports))
-        with training(surround, processes=2) as first, training(video):
+        with running("train", *surround, processes=2) as first, running("train", *video):
             wait_until(lambda: has_started(folder, ports), "both runs take steps", timeout_s=_STARTING_S)
-            with scraping(
-                list(ports.values()), folder, list(RULES.glob("*.yaml")), every="5s", path="/metrics/pod"
-            ) as prometheus:
+            targets = [*ports.values(), int(probe[-1])]
+            with (
+                running(*probe),
+                scraping(targets, folder, list(RULES.glob("*.yaml")), every="5s", path="/metrics/pod") as prometheus,
+            ):
                 began = time.monotonic()
                 time.sleep(30 * arguments.minutes)
                 kill_tree(first.pid)
                 time.sleep(_DOWN_S)
-                with training(surround, processes=2):
+                with running("train", *surround, processes=2):
                     time.sleep(30 * arguments.minutes)
                     draw_all(prometheus.url, arguments.out, run="surround", seconds=time.monotonic() - began)
     pictures = sorted(path.name for path in arguments.out.glob("dashboard_*.png"))
@@ -93,14 +98,14 @@ def places(folder: Path, name: str, ports: dict[str, int]) -> tuple[str, ...]:
 
 
 @contextmanager
-def training(overrides: Sequence[str], *, processes: int = 1) -> Iterator[subprocess.Popen[bytes]]:
-    """A run, on ranks of its own under FSDP2 where it has several; it is killed in the end."""
+def running(*command: str, processes: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of odonata, on ranks of its own under FSDP2 where it has several; it is killed in the end."""
     launcher = [sys.executable, "-m"]
     if processes > 1:
         launcher += ["accelerate.commands.launch", "--config_file", str(ACCELERATE / "fsdp2.yaml")]
         launcher += ["--num_processes", str(processes), "--main_process_port", str(free_port()), "-m"]
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*launcher, "odonata", "train", *overrides], stdout=sys.stderr, env=environment)
+    process = subprocess.Popen([*launcher, "odonata", *command], stdout=sys.stderr, env=environment)
     try:
         yield process
     finally:

@@ -68,13 +68,17 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     report = Report("step", arguments)
-    ratios, seconds = compare_with_naive(arguments.batch, arguments.pairs)
-    for compared in (compare_with_padding(arguments.pairs), compare_with_quiet(arguments.run, arguments.city, arguments.pairs)):
-        ratios |= compared[0]
-        seconds |= compared[1]
-    ratios["exporter_cpu_share"] = json.loads((RESULTS / "monitoring.json").read_text())["overhead"]
-    for name, ratio in ratios.items():
-        report.say(f"{name:22} {ratio:.4g}")
+    ratios, seconds = {"exporter_cpu_share": json.loads((RESULTS / "monitoring.json").read_text())["overhead"]}, {}
+    for compare_one in (
+        lambda: compare_with_quiet(arguments.run, arguments.city, arguments.pairs),
+        lambda: compare_with_padding(arguments.pairs),
+        lambda: compare_with_naive(arguments.batch, arguments.pairs),
+    ):
+        found, spent = compare_one()
+        for name, ratio in found.items():
+            report.say(f"{name:22} {ratio:.4g}")
+        ratios |= found
+        seconds |= spent
     report.say("seconds: " + ", ".join(f"{name} {value:.3g}" for name, value in seconds.items()))
     settings = {"pairs": arguments.pairs, "batch": arguments.batch, "has_bf16": has_bf16_products()}
     report.finish({**ratios, "seconds": seconds, **settings})
@@ -151,7 +155,7 @@ def compare_with_quiet(run: str, city: Path, pairs: int) -> tuple[dict[str, floa
     if not city.is_dir():
         render(city)
     with tempfile.TemporaryDirectory() as folder:
-        sizes = ["global_batch=1", f"steps={2 * pairs + 4}", "data.workers=1", "data.kind=synthetic"]
+        sizes = ["global_batch=1", f"steps={2 * pairs + 4}", "optim.warmup_steps=0", "data.workers=1", "data.kind=synthetic"]
         config = load_run_config(Path(run), [f"data.root={city}", f"run.uri={folder}/run", *sizes])
         torch.manual_seed(0)
         model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras)

@@ -6,40 +6,30 @@ learnt stands in the run config; nothing here changes it. Secrets are named, nev
 Left to whom: rules that need both files (does the batch divide, is what the run writes mounted) are in `workload`.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from k8s.forms import (
+    Bytes,
+    Cores,
+    Count,
+    DnsLabel,
+    ImageName,
+    LabelKey,
+    LabelValue,
+    MountPath,
+    ObjectName,
+    ResourceName,
+    Url,
+    count_bytes,
+)
 from models.config import Section
 from trainer.config.load import load_section
 
-DnsLabel = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
-ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$")]
-LabelKey = Annotated[
-    str, StringConstraints(pattern=r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?$")
-]
-LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?$")]
-ResourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")]
-Cores = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+|m)?$")]
-Bytes = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*[KMGT]i?$|^[1-9][0-9]*ki?$")]
-Count = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]*$")]
-MountPath = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9._-]+)+$")]
-
-_FACTORS = {
-    "": 1,
-    "k": 1e3,
-    "K": 1e3,
-    "M": 1e6,
-    "G": 1e9,
-    "T": 1e12,
-    "Ki": 2**10,
-    "ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
-}
 _SECRETIVE = re.compile("SECRET|PASSWORD|TOKEN|CREDENTIAL|PRIVATE_KEY|ACCESS_KEY|API_KEY")
 _LAUNCHERS = re.compile(
     r"^(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|NODE_RANK|(MASTER|PET|TORCHELASTIC|ACCELERATE|FSDP)_\w+|ODONATA_\w+)$"
@@ -128,15 +118,15 @@ class ClusterConfig(Section):
     namespace: DnsLabel
     """Namespace of everything that is rendered; it has to exist."""
 
-    image: str = Field(pattern=r"^[a-z0-9][a-z0-9._/:-]*[a-z0-9](:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?$")
+    image: ImageName
     """Image of launch/Dockerfile, with a tag that does not move or a digest: all nodes of all restarts must run the same code."""
     image_pull_secrets: tuple[ObjectName, ...] = ()
     """Secrets of the namespace with which the image is pulled."""
 
     engine: Literal["ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"] = "fsdp2"
     """File of launch/accelerate that the processes start with; hsdp shards inside a node and replicates across."""
-    precision: Literal["no", "bf16"] = "bf16"
-    """Accelerate's mixed_precision; no is float32."""
+    precision: Literal["no", "bf16"] | None = None
+    """Accelerate's mixed_precision, where no is float32; none is bf16 on GPUs and float32 on CPUs."""
 
     nodes: int = Field(1, ge=1, le=1024)
     """Pods, one a node."""
@@ -176,7 +166,7 @@ class ClusterConfig(Section):
     """Annotations of the account that is made, as a cloud's role wants them."""
     secrets: tuple[ObjectName, ...] = ()
     """Secrets whose keys become environment variables, as AWS_ACCESS_KEY_ID."""
-    s3_endpoint_url: str | None = Field(None, pattern="^https?://")
+    s3_endpoint_url: Url | None = None
     """S3 server as the pods see it; takes the place of store.endpoint_url in the run config."""
     claims: tuple[Claim, ...] = ()
     """Volumes with data."""
@@ -203,6 +193,11 @@ class ClusterConfig(Section):
     def processes(self) -> int:
         """Ranks of a pod."""
         return self.processes_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def mixed_precision(self) -> str:
+        """`precision`, or what the devices are good at."""
+        return self.precision or ("bf16" if self.gpus_per_node else "no")
 
     @property
     def world_size(self) -> int:
@@ -274,15 +269,14 @@ class ClusterConfig(Section):
         return self
 
 
+def cluster_config_schema() -> str:
+    """JSON schema of a cluster config, for editors and for the curious."""
+    return json.dumps(ClusterConfig.model_json_schema(), indent=2)
+
+
 def load_cluster_config(path: Path) -> ClusterConfig:
     """The cluster that `path` describes; ConfigError says all that is wrong."""
     return load_section(ClusterConfig, path, what="cluster config", place="k8s/clusters")
-
-
-def count_bytes(quantity: str) -> float:
-    """Bytes of a quantity such as 64Gi."""
-    digits = quantity.rstrip("KMGTki")
-    return int(digits) * _FACTORS[quantity[len(digits) :]]
 
 
 def _lies_in(path: str, folder: str) -> bool:

@@ -182,7 +182,8 @@ def _refuse_lost(workload: Workload, lost: Sequence[str], *, lenient: bool) -> N
     if fatal:
         raise ConfigError(f"{asked}: {'; '.join(fatal)}; it is too old for several nodes: take one")
     if lost and not lenient:
-        raise ConfigError(f"{asked}: {'; '.join(lost)}; have it brought up to date, or go without with --lenient")
+        unwatched = ", or monitoring.pod_monitor: false in the cluster config" if "PodMonitor" in lost else ""
+        raise ConfigError(f"{asked}: {'; '.join(lost)}; have it brought up to date, or go without with --lenient{unwatched}")
 
 
 def _forget_earlier_configs(cluster: Cluster, workload: Workload) -> None:

@@ -9,8 +9,8 @@ from k8s import labels
 from k8s.pod import MAIN_PORT
 from k8s.workload import Manifest, Workload
 
-_LINK_LOCAL = "169.254.0.0/16"
-"""A cloud's metadata service, which lends the node's own rights to whoever asks."""
+_ANYWHERE_BUT_METADATA = {"0.0.0.0/0": ["169.254.0.0/16"], "::/0": ["fe80::/10", "fd00:ec2::/32", "fd20:ce::/32"]}
+"""Without a cloud's metadata services, which lend the node's own rights to whoever asks: link-local, and the IPv6 of AWS and of Google."""
 
 
 def build_config_map(workload: Workload) -> Manifest:
@@ -42,7 +42,10 @@ def build_service(workload: Workload) -> Manifest:
 
 
 def build_disruption_budget(workload: Workload) -> Manifest:
-    """Evictions one at a time, or none: an evicted pod stops all others, which commit, restart and are ready before the next may go."""
+    """Evictions one at a time, or none: an evicted pod stops all others, which commit, restart and are ready before the next may go.
+
+    So a run on one node has a budget of 0 that it may fall to, unless drains are to wait for its end (`evictable: false`).
+    """
     cluster = workload.cluster
     spec = {
         "minAvailable": cluster.nodes - 1 if cluster.evictable else cluster.nodes,
@@ -58,7 +61,7 @@ def build_network_policy(workload: Workload) -> Manifest:
     own = {"podSelector": {"matchLabels": labels.select(workload.name)}}
     prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": cluster.monitoring.namespace}}}
     dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
-    anywhere = [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [_LINK_LOCAL]}}, {"ipBlock": {"cidr": "::/0"}}]
+    anywhere = [{"ipBlock": {"cidr": block, "except": holes}} for block, holes in _ANYWHERE_BUT_METADATA.items()]
     spec = {
         "podSelector": own["podSelector"],
         "policyTypes": ["Ingress", "Egress"],

@@ -8,6 +8,7 @@ Left to whom: rules of either file alone are in `trainer.config` and `cluster`; 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from k8s import labels
-from k8s.cluster import ClusterConfig, count_bytes
+from k8s.cluster import Claim, ClusterConfig
+from k8s.forms import count_bytes
 from trainer.config.data import NuscenesData, ShardsData
 from trainer.config.load import dump_run_config
 from trainer.config.run import RunConfig
@@ -103,7 +105,8 @@ class Workload:
         cluster = self.cluster
         engine = _LAUNCH / "accelerate" / f"{cluster.engine}.yaml"
         config: dict[str, Any] = yaml.safe_load(engine.read_text())
-        config |= {"num_machines": cluster.nodes, "num_processes": cluster.world_size, "mixed_precision": cluster.precision}
+        config |= {"num_machines": cluster.nodes, "num_processes": cluster.world_size}
+        config["mixed_precision"] = cluster.mixed_precision
         config["same_network"] = True  # ranks meet at the main address, in the order of their nodes
         if "parallelism_config" in config:
             config["parallelism_config"] |= {
@@ -140,10 +143,10 @@ def _resolve(run: RunConfig, cluster: ClusterConfig) -> RunConfig:
 
 
 def _check_precision(run: RunConfig, cluster: ClusterConfig) -> None:
-    asked = {"no": "fp32", "bf16": "bf16"}[cluster.precision]
+    asked = {"no": "fp32", "bf16": "bf16"}[cluster.mixed_precision]
     if run.parallel.precision not in (None, asked):
         raise ConfigError(
-            f"the run's parallel.precision is {run.parallel.precision} and the cluster's precision is {cluster.precision}; "
+            f"the run's parallel.precision is {run.parallel.precision} and the cluster's precision is {cluster.mixed_precision}; "
             "make them agree or drop the run's"
         )
 
@@ -167,20 +170,10 @@ def _check_ports(run: RunConfig, cluster: ClusterConfig) -> None:
 
 def _check_places(run: RunConfig, cluster: ClusterConfig) -> None:
     """Each folder that the run reads or writes is mounted, and a run's own place outlives its pods."""
+    _check_own_place(run.run.uri, cluster.claims)
     writable = [claim.path for claim in cluster.claims if claim.writable]
     mounted = [claim.path for claim in cluster.claims]
     scratch = [labels.SCRATCH_FOLDER, "/tmp"]
-    if not _is_remote(run.run.uri) and not _lies_under(run.run.uri, writable):
-        for claim in cluster.claims:
-            if _lies_under(run.run.uri, [claim.path]):
-                raise ConfigError(
-                    f"run.uri {run.run.uri} lies under claim {claim.claim}, which pods only read; set its writable: true, or give "
-                    "s3://bucket/prefix"
-                )
-        raise ConfigError(
-            f"run.uri {run.run.uri} would lie on a pod's own disk and end with it; give s3://bucket/prefix, or a folder under a claim with "
-            f"writable: true (there are: {', '.join(writable) or 'none'})"
-        )
     for key, place in _read_places(run):
         if not _is_remote(place) and not _lies_under(place, mounted):
             raise ConfigError(
@@ -197,6 +190,22 @@ def _check_places(run: RunConfig, cluster: ClusterConfig) -> None:
         raise ConfigError(
             f"data.cache.size_gb is {cache.size_gb:g}, and scratch has {cluster.scratch}; lower the first or raise the second"
         )
+
+
+def _check_own_place(uri: str, claims: Sequence[Claim]) -> None:
+    """What a run writes is there when its pods are not."""
+    under = [claim for claim in claims if _lies_under(uri, [claim.path])]
+    if _is_remote(uri) or any(claim.writable for claim in under):
+        return
+    if under:
+        raise ConfigError(
+            f"run.uri {uri} lies under claim {under[0].claim}, which pods only read; set its writable: true, or give s3://bucket/prefix"
+        )
+    writable = ", ".join(claim.path for claim in claims if claim.writable) or "none"
+    raise ConfigError(
+        f"run.uri {uri} would lie on a pod's own disk and end with it; give s3://bucket/prefix, or a folder under a claim with "
+        f"writable: true (there are: {writable})"
+    )
 
 
 def _read_places(run: RunConfig) -> list[tuple[str, str]]:

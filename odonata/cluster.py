@@ -12,6 +12,14 @@ from trainer.errors import EXIT_RETRY
 ClusterFile = Annotated[Path, typer.Option("--cluster", metavar="CLUSTER.yaml", help="Cluster config; k8s/clusters/ has some.")]
 
 
+def _print_schema(asked: bool) -> None:
+    from k8s.cluster import cluster_config_schema
+
+    if asked:
+        print(cluster_config_schema())
+        raise typer.Exit
+
+
 @app.command(
     epilog="Example: `odonata render launch/runs/all_video_base_s3.yaml --cluster k8s/clusters/spot_four_nodes.yaml -o manifests "
     "run.uri=s3://bucket/runs/mine && kubectl apply -k manifests`"
@@ -24,6 +32,10 @@ def render(
     ],
     overrides: Overrides = None,
     name: Annotated[str | None, typer.Option(help="Name of the objects; the last part of run.uri by default.")] = None,
+    schema: Annotated[
+        bool,
+        typer.Option("--schema", help="Print the JSON schema of cluster configs instead.", is_eager=True, callback=_print_schema),
+    ] = False,
 ) -> None:
     """Write the Kubernetes manifests of a run: Job, JobSet, TrainJob or PyTorchJob, and what belongs around it."""
     from k8s.cluster import load_cluster_config

@@ -50,7 +50,7 @@ def submit(
     workload = build_workload(load_run_config(run, overrides or ()), load_cluster_config(cluster), name=name)
     connection = connect(context=context, namespace=workload.cluster.namespace)
     left_out = start(connection, workload, store=_parse_store(store) or workload.run.store, lenient=lenient)
-    _say_submitted(workload, left_out)
+    _say_started("submitted", workload, left_out)
 
 
 @app.command(epilog="Example: `odonata resume mine --nodes 2`")
@@ -73,7 +73,7 @@ def resume(
     workload, left_out = start(
         connection, run, nodes=nodes, overrides=overrides or (), store=_parse_store(store), lenient=lenient
     )
-    _say_submitted(workload, left_out)
+    _say_started("resumed", workload, left_out)
 
 
 @app.command(epilog="Example: `odonata stop mine`")
@@ -165,7 +165,7 @@ def _read_status(cluster: "Cluster", name: str, store: "StoreConfig | None") -> 
     return read_status(cluster, find_run(cluster, name), store=store)
 
 
-def _say_submitted(workload: "Workload", left_out: list[str]) -> None:
+def _say_started(how: str, workload: "Workload", left_out: list[str]) -> None:
     for path in left_out:
         print(f"this cluster leaves out: {path}")
     name, cluster = workload.name, workload.cluster
@@ -174,7 +174,7 @@ def _say_submitted(workload: "Workload", left_out: list[str]) -> None:
             f"without podFailurePolicy every preemption and lost peer counts as one of the {cluster.failures} failures, and what exit "
             "codes 2 and 3 call hopeless is tried again; raise failures in the cluster config if pods come and go"
         )
-    print(f"run {name} is submitted, nodes: {cluster.nodes}; watch it with: odonata status {name} -n {cluster.namespace} --watch")
+    print(f"run {name} is {how}, nodes: {cluster.nodes}; watch it with: odonata status {name} -n {cluster.namespace} --watch")
 
 
 def _show_status(found: "RunStatus", *, as_json: bool) -> None:

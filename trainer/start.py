@@ -21,8 +21,9 @@ from models.attention import choose_backend
 from models.batch import Batch
 from models.config import SimipuConfig
 from models.objectives.base import Preparation
-from models.pretraining import build_model, build_preparations
+from models.pretraining import build_preparations
 from monitoring.pulse import Pulse
+from trainer.assembly import assemble_model
 from trainer.checkpoint.manager import CheckpointManager, load_into_model
 from trainer.checkpoint.record import Record
 from trainer.config.run import RunConfig
@@ -217,11 +218,9 @@ def build_trained_engine(config: RunConfig, launch: Launch) -> Engine:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     torch.manual_seed(config.seed)
-    model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras, peers=find_peers())
+    model = assemble_model(config, peers=find_peers())
     if config.warm_start:
         load_into_model(open_store(config.warm_start.uri, config.store), model, parts=config.warm_start.parts)
-    if not config.optim.train_encoder:
-        model.freeze_encoder()
     return build_engine(model.to(launch.device), launch, config.parallel, config.optim)
 
 

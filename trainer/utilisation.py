@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from models.batch import Batch
+from models.config import ObjectiveConfig
 from models.flops import Flops, ShapedPeers, count_flops
-from models.pretraining import build_model
+from trainer.assembly import assemble_model
 from trainer.config.run import RunConfig
 from trainer.hardware import read_gpus
 from trainer.observe.metrics import Work
@@ -32,13 +33,9 @@ def measure_work(config: RunConfig, launch: Launch, batch: Batch, *, micro_batch
     micro_batches = config.global_batch // micro_batch
     peers = ShapedPeers(launch.world_size)
 
-    def count(kind: str) -> Flops:
-        objectives = [objective for objective in config.objectives if objective.kind == kind]
-
+    def count(objective: ObjectiveConfig) -> Flops:
         def build() -> nn.Module:
-            model = build_model(config.encoder, objectives, config.token_grid, cameras=config.cameras, peers=peers)
-            if not config.optim.train_encoder:
-                model.freeze_encoder()
+            model = assemble_model(config.model_copy(update={"objectives": (objective,)}), peers=peers)
             recompute_activations(model, config.parallel.activation_checkpointing)
             return model
 
@@ -46,7 +43,7 @@ def measure_work(config: RunConfig, launch: Launch, batch: Batch, *, micro_batch
         return Flops(micro_batches * of_one.needed, micro_batches * of_one.again)
 
     peak = find_peak_flops(launch.device, launch.precision) * launch.world_size
-    return Work({objective.kind: count(objective.kind) for objective in config.objectives}, peak)
+    return Work({objective.kind: count(objective) for objective in config.objectives}, peak)
 
 
 def find_peak_flops(device: torch.device, precision: str) -> float:

@@ -93,6 +93,14 @@ RUN = Board(
             (("{{objective}} {{part}}", 'odonata_loss_part{run=~"$run",rank="0",part!~".*loss"}'),),
         ),
         Chart(
+            "Frozen probes",
+            "What `odonata probe` says of the newest checkpoint: figures of a head on the frozen encoder, held-out clips. Errors fall, "
+            "shares rise. Empty where no probe follows the run. Red below 0, where none may be.",
+            "short",
+            Threshold(0, "below"),
+            (("{{task}} {{metric}}", 'odonata_probe_score{run=~"$run"}'),),
+        ),
+        Chart(
             "Gradient norm and skipped steps",
             "Norm of the whole gradient before clipping, and steps in which it or the loss was not finite. Red above 10.",
             "short",

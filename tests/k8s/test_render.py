@@ -241,3 +241,25 @@ def test_rendering_again_into_the_same_folder_replaces_what_lies_there(tmp_path:
     write_files(render_files(workload_of()), tmp_path)
     write_files(render_files(workload_of(image="registry.example.com/odonata:2.0")), tmp_path)
     assert "odonata:2.0" in (tmp_path / "job.yaml").read_text()
+
+
+def test_a_cluster_without_s3_takes_the_command_of_the_docs(tmp_path: Path) -> None:
+    line = next(line for line in (ROOT / "docs" / "kubernetes.md").read_text().splitlines() if "clusters/volumes.yaml" in line)
+    command = [str(tmp_path) if before == "-o" else word for before, word in pairwise(["", *shlex.split(line)[1:]])]
+    done = CliRunner().invoke(app, [str(ROOT / word) if word.endswith(".yaml") else word for word in command])
+    assert done.exit_code == 0, done.output
+    pod = yaml.safe_load((tmp_path / "job.yaml").read_text())["spec"]["template"]["spec"]
+    claims = [volume["persistentVolumeClaim"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+    assert claims == [{"claimName": "datasets", "readOnly": True}, {"claimName": "runs", "readOnly": False}]
+    assert not (tmp_path / "pod_monitor.yaml").exists()
+
+
+def test_the_schema_of_cluster_configs_is_printed_without_a_run() -> None:
+    done = CliRunner().invoke(app, ["render", "--schema"])
+    assert done.exit_code == 0, done.output
+    assert "s3_endpoint_url" in yaml.safe_load(done.output)["properties"]
+
+
+def test_a_cpu_cluster_computes_in_float32() -> None:
+    files = workload_of(gpus_per_node=0, processes_per_node=2).files
+    assert yaml.safe_load(files["accelerate.yaml"])["mixed_precision"] == "no"

@@ -31,6 +31,7 @@ def test_the_pods_reach_each_other_names_and_stores_and_no_cloud_metadata() -> N
     assert {each["port"] for each in dns["ports"]} == {53}
     assert [each["port"] for each in stores["ports"]] == [443, 9000]
     assert stores["to"][0]["ipBlock"]["except"] == ["169.254.0.0/16"]
+    assert "fd00:ec2::/32" in stores["to"][1]["ipBlock"]["except"]
 
 
 def test_pods_find_each_other_before_they_are_ready() -> None:

@@ -9,7 +9,7 @@ import yaml
 from monitoring.dashboards.boards import BOARDS
 from monitoring.dashboards.charts import to_json
 from monitoring.dashboards.picture import fill
-from monitoring.metrics import METRICS
+from monitoring.metrics import METRICS, PROBE_METRICS
 from tests.monitoring.prometheus import RULES
 
 
@@ -44,7 +44,7 @@ def names_in(expression: str) -> set[str]:
 def known_names() -> set[str]:
     """What may be asked for: what is exported, as Prometheus stores it, what rules record, and Prometheus' own list of alerts."""
     exported = {"ALERTS"}
-    for metric in METRICS:
+    for metric in (*METRICS, *PROBE_METRICS):
         endings = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
         exported |= {metric.name + ending for ending in endings}
     return exported | {rule["record"] for rule in rules("record")}

@@ -148,22 +148,44 @@ def _sentence(detail: ErrorDetails, section: type[Section]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_hint(str(detail['loc'][-1]), section)}"
+        return f"{key}: unknown key; {_hint(detail['loc'], section)}"
     if detail["type"] == "missing":
-        return f"{key}: required and not given; set it in the file or as {key}=..."
+        override = f" or as {key}=..." if section is RunConfig else ""
+        return f"{key}: required and not given; set it in the file{override}"
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, found {detail['input']!r}"
 
 
-def _hint(wrong: str, section: type[Section]) -> str:
-    near = difflib.get_close_matches(wrong, [known for known in _known_keys(section) if known != wrong], n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    return "odonata config --schema lists the keys" if section is RunConfig else f"there are {', '.join(section.model_fields)}"
+def _hint(place: tuple[int | str, ...], section: type[Section]) -> str:
+    """The key that was meant: one beside the wrong one if any is like it, then one from elsewhere; or all that could stand there."""
+    wrong, schema = str(place[-1]), section.model_json_schema()
+    beside = _keys(_schemas_at(schema, place[:-1]))
+    for known in (beside, _keys([schema, *schema.get("$defs", {}).values()])):
+        others = [key for key in known if key != wrong]
+        near = difflib.get_close_matches(wrong, others, n=1) or [key for key in others if wrong in key or key in wrong]
+        if near:
+            return f"did you mean {near[0]}?"
+    return f"there are {', '.join(beside)}"
 
 
-def _known_keys(section: type[Section]) -> list[str]:
-    schema = section.model_json_schema()
-    sections = [schema, *schema.get("$defs", {}).values()]
-    return sorted({key for section in sections for key in section.get("properties", {})})
+def _schemas_at(schema: Any, place: tuple[int | str, ...]) -> list[Any]:
+    """The sections that may stand at `place` of a JSON schema. pydantic names the member of a union in the place; that is no key."""
+    found = _alternatives(schema, schema)
+    for part in place:
+        deeper = [node["properties"][part] for node in found if part in node.get("properties", {})]
+        deeper += [node["items"] for node in found if isinstance(part, int) and "items" in node]
+        found = [each for node in deeper for each in _alternatives(node, schema)] or found
+    return found
+
+
+def _alternatives(node: Any, schema: Any) -> list[Any]:
+    """`node` itself, what it refers to, or the members of its union."""
+    if "$ref" in node:
+        return [schema["$defs"][node["$ref"].rpartition("/")[2]]]
+    members = node.get("anyOf", node.get("oneOf", []))
+    return [each for member in members for each in _alternatives(member, schema)] or [node]
+
+
+def _keys(schemas: list[Any]) -> list[str]:
+    return list(dict.fromkeys(key for schema in schemas for key in schema.get("properties", {})))

@@ -34,7 +34,7 @@ from torch.utils.flop_counter import flop_registry
 from models.batch import Batch
 from models.flops import ShapedPeers, resize_batch
 from models.layers import Block, DecoderBlock
-from models.pretraining import PretrainingModel, build_model
+from trainer.assembly import assemble_model
 from trainer.config.run import RunConfig
 from trainer.parallel.engine import build_engine
 from trainer.parallel.launch import Launch, Mesh
@@ -205,7 +205,7 @@ def record_step(
     launch = PaperLaunch(0, 0, shards, shards, "fsdp2", precision, Mesh(1, shards), reshard_after_forward=True)
     mode, peers = FakeTensorMode(), MeteredPeers(shards)
     with mode:
-        model = build_paper_model(config, peers)
+        model = assemble_model(config, peers=peers)
         cut_stacks(model, *cut)
         fake_batch = resize_batch(batch, samples)
     with paper_ranks(shards), warnings.catch_warnings(), _collected_by_count_alone():
@@ -227,14 +227,6 @@ def _collected_by_count_alone() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def build_paper_model(config: RunConfig, peers: ShapedPeers) -> PretrainingModel:
-    """The model of a run, as it is trained; to be called under fake tensors."""
-    model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras, peers=peers)
-    if not config.optim.train_encoder:
-        model.freeze_encoder()
-    return model
 
 
 def find_stacks(model: nn.Module) -> list[nn.ModuleList]:

@@ -14,12 +14,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.batch import Batch
-from models.flops import Flops, ShapedPeers, count_flops
+from models.flops import Flops, count_flops
+from trainer.assembly import assemble_model
 from trainer.config.run import RunConfig
 from trainer.config.training import Recompute
 from trainer.parallel.blocks import recompute_activations
 from trainer.plan.samples import build_blank_batch
-from trainer.plan.trace import CATEGORIES, Precision, Timeline, build_paper_model, cut_stacks, find_stacks, trace_step
+from trainer.plan.trace import CATEGORIES, Precision, Timeline, cut_stacks, find_stacks, trace_step
 from trainer.plan.weights import Weights, list_weights
 
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
@@ -89,7 +90,7 @@ class Model:
 def count_traces(config: RunConfig) -> int:
     """How often `trace_model` will tell that it got on."""
     with FakeTensorMode():
-        model = build_paper_model(config, ShapedPeers(1))
+        model = assemble_model(config)
     return len(RECOMPUTE) * (1 + len(_depths(model)))
 
 
@@ -97,7 +98,7 @@ def trace_model(config: RunConfig, *, shards: int, precision: Precision, advance
     """Trace the model of `config` over `shards`, of which there are no more than TRACED_SHARDS."""
     batch = build_blank_batch(config)
     with FakeTensorMode():
-        model = build_paper_model(config, ShapedPeers(1))
+        model = assemble_model(config)
         weights = list_weights(model)
     depths = _depths(model)
     return Model(
@@ -130,7 +131,7 @@ def _trace(
 
 def _count_flops(config: RunConfig, batch: Batch, depth: int, extra: int | None) -> Flops:
     def build() -> nn.Module:
-        model = build_paper_model(config, ShapedPeers(1))
+        model = assemble_model(config)
         cut_stacks(model, depth, extra)
         recompute_activations(model, config.parallel.activation_checkpointing)
         return model

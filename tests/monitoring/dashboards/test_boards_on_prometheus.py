@@ -17,7 +17,7 @@ from monitoring.dashboards.picture import draw
 from monitoring.dashboards.write import FOLDER
 from monitoring.exporter import Exporter
 from monitoring.goodput import BUCKETS
-from monitoring.metrics import METRICS
+from monitoring.metrics import METRICS, PROBE_METRICS
 from tests.monitoring.expressions import RULES, panel_expressions, rules
 from tests.monitoring.prometheus import Prometheus, needs_prometheus, scraping, wait_until
 
@@ -28,6 +28,8 @@ VALUES = {
     "objective": ("croco",),
     "part": ("loss", "top1"),
 }
+EVERYTHING = (*METRICS, *PROBE_METRICS)
+"""What ranks export, and what a probe beside them does."""
 LONG_AGO = re.compile(r"offset (1h|10m|1m)")
 """What compares with a past that a test has no time for."""
 
@@ -35,7 +37,7 @@ LONG_AGO = re.compile(r"offset (1h|10m|1m)")
 def tell_everything(exporter: Exporter, amount: float) -> None:
     """Set, count or observe `amount` for every metric and every value of its labels."""
     tell = {"gauge": exporter.set, "info": exporter.set, "counter": exporter.increase, "histogram": exporter.observe}
-    for metric in METRICS:
+    for metric in EVERYTHING:
         for values in product(*(VALUES.get(label, ("some",)) for label in metric.labels)):
             tell[metric.kind](metric.name, amount, **dict(zip(metric.labels, values, strict=True)))
 
@@ -44,7 +46,7 @@ def tell_everything(exporter: Exporter, amount: float) -> None:
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A server that has scraped everything while it grew, and evaluated all rules."""
     folder = tmp_path_factory.mktemp("prometheus")
-    exporter = Exporter({"run": "first", "rank": "0"})
+    exporter = Exporter({"run": "first", "rank": "0"}, EVERYTHING)
     tell_everything(exporter, 1.0)
     with scraping(exporter.serve("127.0.0.1", 0), folder, [hurried(path, folder) for path in RULES.glob("*.yaml")]) as server:
         for amount in (2.0, 3.0, 4.0):

@@ -25,6 +25,7 @@ SMALL = {"reduce_bucket_size": 300, "allgather_bucket_size": 300, "stage3_param_
 """Several buckets in a toy, and under stage 3 weights of both kinds: gathered when needed, and kept."""
 
 OPTIM = OptimConfig(lr=1e-2, clip_grad_norm=0.05, ema_decay=0.9, layer_decay=0.5)
+STAGES = ("zero1", "zero2", "zero3", "zero3_offload")
 RANKS, MICRO_STEPS, SAMPLES = 2, 2, 8
 STEPS, SAVED_AFTER = 7, 4
 BROKEN_CLIP_AT, BROKEN_LOSS_AT = 2, 3
@@ -139,8 +140,13 @@ def load(engine: Engine, whole: dict[str, Tensor]) -> None:
     engine.state_was_loaded()
 
 
+def train_all() -> dict[str, Trained]:
+    """On each rank: every stage, one after the other."""
+    return {name: train_and_resume(name) for name in STAGES}
+
+
 def train_and_resume(name: str) -> Trained:
-    """On each rank: train with a copy of the state taken on the way, then load it into a fresh engine and go on."""
+    """Train with a copy of the state taken on the way, then load it into a fresh engine and go on."""
     launch = zero_launch(name)
     engine = engine_of(launch, seed=0)
     steps = train(engine, range(SAVED_AFTER))
@@ -164,9 +170,14 @@ def alone() -> tuple[list[Step], float, dict[str, Tensor]]:
     return steps, evaluation, assemble([engine.state()])
 
 
-@pytest.fixture(scope="module", params=["zero1", "zero2", "zero3", "zero3_offload"])
-def trained(request: pytest.FixtureRequest) -> list[Trained]:
-    return run_ranks(train_and_resume, RANKS, request.param)
+@pytest.fixture(scope="module")
+def all_trained() -> list[dict[str, Trained]]:
+    return run_ranks(train_all, RANKS)
+
+
+@pytest.fixture(params=STAGES)
+def trained(all_trained: list[dict[str, Trained]], request: pytest.FixtureRequest) -> list[Trained]:
+    return [stages[request.param] for stages in all_trained]
 
 
 def assert_same_steps(found: list[Step], expected: list[Step]) -> None:

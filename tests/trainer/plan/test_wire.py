@@ -5,16 +5,15 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.plan_rank import Meter, repeat
-from models.flops import ShapedPeers
 from models.pretraining import build_model
 from tests.gloo import run_ranks
 from tests.trainer.plan.short import BLOCK, BLOCK_ROWS, BLOCKS, ELEMENTS, ROOT, run_config, weights
+from trainer.assembly import assemble_model
 from trainer.hardware import find_gpu
 from trainer.parallel.engine import build_engine
 from trainer.parallel.launch import Launch, Mesh
 from trainer.plan.samples import build_blank_batch
 from trainer.plan.setup import EngineChoice, Setup, ZeroOptions
-from trainer.plan.trace import build_paper_model
 from trainer.plan.weights import list_weights
 from trainer.plan.wire import Collective, list_collectives
 
@@ -119,7 +118,7 @@ def count_payloads() -> dict[str, int]:
 
 def test_two_ranks_send_what_was_planned() -> None:
     with FakeTensorMode():
-        of_run = list_weights(build_paper_model(run_config(), ShapedPeers(1)))
+        of_run = list_weights(assemble_model(run_config()))
     asked = Setup("fsdp2", 2, 2, 2, MICRO_STEPS, "none", "fp32")
     planned = {kind: size for kind, size in list_collectives(of_run, asked).payload_bytes().items() if size}
     assert run_ranks(count_payloads, 2) == [planned, planned]
