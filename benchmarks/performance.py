@@ -16,10 +16,24 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.report import RESULTS
+from benchmarks.report import RESULTS, write_table
 
 _DOCS = Path(__file__).parents[1] / "docs"
 _BAD, _GOOD = "#c0504d", "#3a7d44"
+_COLUMNS = ("what", "measured", "asked for", "why", "command")
+_SCALING_COLUMNS = (
+    "run",
+    "scaling",
+    "GPUs",
+    "clips a GPU",
+    "setup",
+    "memory GB",
+    "step s",
+    "clips/s",
+    "efficiency",
+    "MFU ceiling",
+    "bottleneck",
+)
 
 
 @dataclass(frozen=True)
@@ -174,24 +188,17 @@ def write_page() -> str:
         "![Each figure over its target](pictures/performance.png)",
     ]
     for title, rows in SECTIONS.items():
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            "| what | measured | asked for | why | command |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        lines += [write_row(row) for row in rows]
+        lines += ["", f"## {title}", "", *write_table(_COLUMNS, [write_row(row) for row in rows])]
     lines += ["", "## Scaling", "", *write_scaling(), "", "## Attention", "", *write_attention()]
     return "\n".join(lines) + "\n"
 
 
-def write_row(row: Row) -> str:
+def write_row(row: Row) -> tuple[str, ...]:
     """One line of a table."""
     value = row.value
     shown = "not measured" if value is None else f"{value:.3g}" + ("" if row.is_met else " (missed)")
     sign = "at most" if row.better == "lower" else "at least"
-    return f"| {row.what} | {shown} | {sign} {row.target:g} | {row.why} | `python -m benchmarks.{row.benchmark}` |"
+    return row.what, shown, f"{sign} {row.target:g}", row.why, f"`python -m benchmarks.{row.benchmark}`"
 
 
 def write_scaling() -> list[str]:
@@ -200,28 +207,13 @@ def write_scaling() -> list[str]:
     if not path.is_file():
         return ["Not computed."]
     result = json.loads(path.read_text())
-    heads = (
-        "run",
-        "scaling",
-        "GPUs",
-        "clips a GPU",
-        "setup",
-        "memory GB",
-        "step s",
-        "clips/s",
-        "efficiency",
-        "MFU ceiling",
-        "bottleneck",
-    )
     lines = [
         f"Computed by the plan for nodes of eight {result['gpu'].upper()}, not measured; what it rests on, bytes on the wire and memory of",
         "a rank, was measured on 1, 2 and 4 processes, in the table above. Efficiency is clips/s a GPU over those of the fewest GPUs.",
         "",
-        f"| {' | '.join(heads)} |",
-        f"| {' | '.join('---' for _ in heads)} |",
     ]
-    for row in result["rows"]:
-        cells = (
+    rows = [
+        (
             row["run"],
             row["kind"],
             f"{row['gpus']:,}",
@@ -234,8 +226,9 @@ def write_scaling() -> list[str]:
             f"{row['mfu_ceiling']:.0%}",
             row["bottleneck"],
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, "", "Command: `python -m benchmarks.scaling`."]
+        for row in result["rows"]
+    ]
+    return [*lines, *write_table(_SCALING_COLUMNS, rows), "", "Command: `python -m benchmarks.scaling`."]
 
 
 def write_attention() -> list[str]:
@@ -245,10 +238,11 @@ def write_attention() -> list[str]:
         return ["Not measured."]
     result = json.loads(path.read_text())
     kinds = sorted({kind for shape in result["shapes"].values() for kind in shape["seconds"]}, reverse=True)
-    lines = [f"| forward and backward, ms | {' | '.join(kinds)} | auto takes |", f"| --- | {'--- | ' * len(kinds)}--- |"]
-    for name, shape in result["shapes"].items():
-        times = " | ".join(f"{1e3 * shape['seconds'][kind]:.1f}" if kind in shape["seconds"] else "" for kind in kinds)
-        lines.append(f"| {name} | {times} | {shape['chosen']} |")
+    rows = [
+        (name, *(f"{1e3 * shape['seconds'][kind]:.1f}" if kind in shape["seconds"] else "" for kind in kinds), shape["chosen"])
+        for name, shape in result["shapes"].items()
+    ]
+    lines = write_table(("forward and backward, ms", *kinds, "auto takes"), rows)
     lines += ["", "Not run here:", *(f"- {kind}: {reason.partition('. ')[0]}" for kind, reason in result["left_out"].items())]
     return [*lines, "", "Command: `python -m benchmarks.attention`."]
 

@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ class Report:
             RESULTS.mkdir(exist_ok=True)
             (RESULTS / f"{self.name}.json").write_text(json.dumps(json.loads(line), indent=2) + "\n")
         print(line)
+
+
+def write_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def describe_environment() -> dict[str, Any]:

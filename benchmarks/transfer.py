@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.report import RESULTS, Report, build_parser
+from benchmarks.report import RESULTS, Report, build_parser, write_table
 from trainer.evaluation.report import summarise
 
 RUN = Path(__file__).parents[1] / "launch" / "runs" / "transfer.yaml"
@@ -311,12 +311,19 @@ def as_markdown(table: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -
     """A table of the metric that each task is judged by, and the verdicts."""
     columns = [(task, mode) for task in table for mode in TASKS[task].modes]
     heads = [f"{task}, {mode}: {TASKS[task].metric}" for task, mode in columns]
-    lines = ["| pre-training | " + " | ".join(heads) + " |", "|" + " --- |" * (len(columns) + 1)]
-    for name in (SCRATCH, *PRETRAININGS):
-        cells = [table[task][TASKS[task].metric].get(f"{name}, {mode}") for task, mode in columns]
-        lines.append(f"| {name} | " + " | ".join(_say(cell) for cell in cells) + " |")
+    rows = [
+        (name, *(_say(table[task][TASKS[task].metric].get(f"{name}, {mode}")) for task, mode in columns))
+        for name in (SCRATCH, *PRETRAININGS)
+    ]
     verdicts = {True: "holds", False: "does not hold", None: "not known yet"}
-    return "\n".join([*lines, "", *(f"- {claim['text']}: {verdicts[claim['holds']]}" for claim in claims), ""])
+    return "\n".join(
+        [
+            *write_table(("pre-training", *heads), rows),
+            "",
+            *(f"- {claim['text']}: {verdicts[claim['holds']]}" for claim in claims),
+            "",
+        ]
+    )
 
 
 def _say(interval: Mapping[str, float | None] | None) -> str:

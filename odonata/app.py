@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="odonata",
-    help="Pre-train surround-view video encoders for driving.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -27,6 +26,23 @@ StoreSettings = Annotated[
     typer.Option("--store", metavar="KEY=VALUE", help="How s3:// is reached, as a run's store section says it: endpoint_url=..."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _print_version(asked: bool) -> None:
+    from importlib.metadata import version
+
+    if asked:
+        print(f"odonata {version('odonata')}")
+        raise typer.Exit
+
+
+@app.callback()
+def describe(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Pre-train surround-view video encoders for driving."""
 
 
 def open_place(uri: str, settings: list[str] | None) -> "Place":

@@ -4,20 +4,48 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
 
+from odonata.door import main
 from odonata.printing import say_age, say_ranks
 
 ROOT = Path(__file__).parents[1]
 TINY = "launch/runs/croco_video_tiny.yaml"
 
 
-def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "odonata", *arguments], cwd=ROOT, capture_output=True, text=True)
+class Ended(NamedTuple):
+    """A command that ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Odonata = Callable[..., Ended]
+
+
+@pytest.fixture
+def odonata(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Odonata]:
+    """Runs a command line as the shell would, in this process, which has loaded everything."""
+    monkeypatch.chdir(ROOT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["odonata", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        assert code is None or isinstance(code, int)
+        return Ended(code or 0, *capsys.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +79,14 @@ def odonata(*arguments: str) -> subprocess.CompletedProcess[str]:
         ),
     ],
 )
-def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None:
+def test_help_has_an_example_for_every_command(command: tuple[str, ...], odonata: Odonata) -> None:
     done = odonata(*command, "--help")
     assert done.returncode == 0
     assert not command or "Example:" in done.stdout
+
+
+def test_it_tells_its_version(odonata: Odonata) -> None:
+    assert odonata("--version").stdout.startswith("odonata 0.")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +142,9 @@ def test_help_has_an_example_for_every_command(command: tuple[str, ...]) -> None
         (("goodput", "nowhere"), "has no starts.jsonl; give the run.uri of a run"),
     ],
 )
-def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(arguments: tuple[str, ...], sentence: str) -> None:
+def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(
+    arguments: tuple[str, ...], sentence: str, odonata: Odonata
+) -> None:
     done = odonata(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("odonata: ")
@@ -131,7 +165,7 @@ def test_an_age_is_said_in_the_unit_that_fits(age_s: float, text: str) -> None:
 @pytest.mark.parametrize(
     "option", [("--scenes", "0"), ("--scale", "2"), ("--duration-s", "0"), ("--seed", "-1"), ("--rig", "six")]
 )
-def test_a_synthesis_that_makes_no_sense_is_refused(option: tuple[str, str], tmp_path: Path) -> None:
+def test_a_synthesis_that_makes_no_sense_is_refused(option: tuple[str, str], tmp_path: Path, odonata: Odonata) -> None:
     done = odonata("synthesize", "--out", str(tmp_path / "city"), *option)
     assert done.returncode == 2
     assert option[0] in done.stderr
@@ -139,7 +173,7 @@ def test_a_synthesis_that_makes_no_sense_is_refused(option: tuple[str, str], tmp
 
 
 @pytest.mark.parametrize("option", [("--every", "0"), ("--steps", "0"), ("--clips", "0"), ("--metrics-port", "-1")])
-def test_probes_that_make_no_sense_are_refused(option: tuple[str, str]) -> None:
+def test_probes_that_make_no_sense_are_refused(option: tuple[str, str], odonata: Odonata) -> None:
     done = odonata("probe", "nowhere", "--task", "depth", "--every", "10", *option)
     assert done.returncode == 2
     assert option[0] in done.stderr
@@ -155,7 +189,7 @@ def test_another_projects_package_of_our_name_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("out", ["a file", "/proc/nothing"])
-def test_a_place_that_cannot_hold_a_data_set_is_a_sentence(tmp_path: Path, out: str) -> None:
+def test_a_place_that_cannot_hold_a_data_set_is_a_sentence(tmp_path: Path, out: str, odonata: Odonata) -> None:
     (tmp_path / "a file").touch()
     ended = odonata("synthesize", "--out", str(tmp_path / out), "--scenes", "1")
     assert ended.returncode == 2

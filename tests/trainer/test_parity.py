@@ -31,8 +31,8 @@ def alone(runner: Runner) -> Finished:
     return run_under(runner, "alone")
 
 
-SLOW = {"fsdp2 x4", "zero1 x2", "zero2 x2"}
-"""hsdp 2x2 has as many ranks, and zero2 does all that zero1 does; tests/trainer/parallel/test_zero.py has it, too."""
+SLOW = {"fsdp2 x4", "hsdp 2x2", "zero1 x2", "zero2 x2"}
+"""Four ranks are twice as many as the cores that they get here; tests/trainer/parallel/test_zero.py has all stages of ZeRO."""
 
 
 @pytest.fixture(
