@@ -55,6 +55,7 @@ def become(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in keys.environment.items():
         monkeypatch.setenv(name, value)
     s3._client.cache_clear()
+    s3._range_reader.cache_clear()
 
 
 def pieces(data: bytes, size: int = 3 * MB) -> Iterator[memoryview]:

@@ -29,6 +29,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from trainer.config.store import StoreConfig
 from trainer.store.base import Checksum, ObjectExistsError, ObjectInfo, StoreError, ends_too_early
 from trainer.store.s3_errors import explaining
+from trainer.store.s3_ranges import Range, RangeReader
 
 _MB = 1 << 20
 _RANGE_BYTES = 8 * _MB  # what one GET of a `get` reads of a larger object
@@ -66,12 +67,6 @@ class _Sent(NamedTuple):
     @property
     def proof(self) -> dict[str, Any]:
         return {"PartNumber": self.number, "ChecksumCRC32": _in_base64(self.checksum)}
-
-
-class _Fetched(NamedTuple):
-    data: bytes
-    object_bytes: int
-    etag: str
 
 
 class S3Store:
@@ -249,19 +244,22 @@ class S3Store:
 
     # Reading
 
-    def _fetch_first(self, name: str, offset: int, length: int | None) -> _Fetched:
+    def _fetch_first(self, name: str, offset: int, length: int | None) -> Range:
         """As much of what is wanted as one request brings; nothing where the object ends at `offset` or before."""
         limit = _RANGE_BYTES if length is None else min(length, _RANGE_BYTES)
         if offset == 0 and length is None:
             return self._fetch(name, limit)
+        asked = limit or 1  # HTTP cannot ask for nothing
+        if found := _range_reader(self._config, self._bucket, os.getpid()).read(name, offset, asked):
+            return found._replace(data=found.data[:limit])
         try:
-            return self._fetch(name, limit, Range=_range(offset, limit or 1))  # HTTP cannot ask for nothing
+            return self._fetch(name, limit, Range=_range(offset, asked))
         except self._client.exceptions.ClientError as error:
             if not _is_past_the_end(error):
                 raise
-            return _Fetched(b"", offset, "")
+            return Range(b"", offset, "")
 
-    def _get_parts(self, name: str, offset: int, wanted: int, first: _Fetched) -> bytes:
+    def _get_parts(self, name: str, offset: int, wanted: int, first: Range) -> bytes:
         """What `first` begins, the rest of it read by several threads into its place."""
         buffer = io.BytesIO()  # gives its memory away as bytes without a copy
         buffer.seek(wanted - 1)
@@ -278,13 +276,13 @@ class S3Store:
         return buffer.getvalue()
 
     @_try_again
-    def _fetch(self, name: str, limit: int, **conditions: str) -> _Fetched:
+    def _fetch(self, name: str, limit: int, **conditions: str) -> Range:
         """The first `limit` bytes that a GET under `conditions` answers with."""
         with self._answer(name, **conditions) as answer:
             coming = answer["ContentLength"]
             data = answer["Body"].read() if coming <= limit else answer["Body"].read(limit)
         whole = int(answer["ContentRange"].rpartition("/")[2]) if "ContentRange" in answer else coming
-        return _Fetched(data[:limit], whole, answer["ETag"])
+        return Range(data[:limit], whole, answer["ETag"])
 
     @_try_again
     def _fetch_into(self, name: str, offset: int, places: Sequence[memoryview], **conditions: str) -> int:
@@ -367,6 +365,12 @@ def _client(config: StoreConfig, _process: int) -> Any:
             tcp_keepalive=True,
         ),
     )
+
+
+@functools.cache
+def _range_reader(config: StoreConfig, bucket: str, process: int) -> RangeReader:
+    """That of this process, as its client."""
+    return RangeReader(_client(config, process), bucket)
 
 
 def _parts(pieces: Iterable[memoryview], part_bytes: int) -> Iterator[bytearray]:
