@@ -101,6 +101,29 @@ RUN = Board(
             (("{{task}} {{metric}}", 'odonata_probe_score{run=~"$run"}'),),
         ),
         Chart(
+            "Steps that probes are behind",
+            "From the checkpoint that a task's newest probe has looked at to now. Red above 50,000: probes are slower than the run and "
+            "miss checkpoints; give them a device of their own, or ask for fewer with --every.",
+            "short",
+            Threshold(50_000),
+            (
+                (
+                    "{{task}}",
+                    'max by (run) (odonata_step{run=~"$run",rank="0"}) - on (run) group_right () odonata_probe_step{run=~"$run"}',
+                ),
+            ),
+        ),
+        Chart(
+            "What probing costs",
+            "Seconds of the newest probe of a task, and probes given up in an hour. Red above an hour.",
+            "s",
+            Threshold(3600),
+            (
+                ("{{task}}", 'odonata_probe_seconds{run=~"$run"}'),
+                ("{{task}} given up in 1 h", 'increase(odonata_probe_failures_total{run=~"$run"}[1h])'),
+            ),
+        ),
+        Chart(
             "Gradient norm and skipped steps",
             "Norm of the whole gradient before clipping, and steps in which it or the loss was not finite. Red above 10.",
             "short",
