@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ class Runner:
         if name not in self._finished:
             self._finished[name] = self.run(name, engine=engine, processes=processes)
         return self._finished[name]
+
+    def copy_finished(self, name: str) -> Finished:
+        """The unbroken run of one process that several tests look at, as a run of its own."""
+        whole = self.once("alone")
+        shutil.copytree(whole.folder, self.folder / name)
+        return replace(whole, folder=self.folder / name)
 
     def start(
         self, name: str, *overrides: str, engine: str | None = None, processes: int = 1, options: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.store import StoreConfig
+from trainer.store import s3
 
 _PORTS = ("master.port", "volume.port", "filer.port", "s3.port", "admin.port")
 _GRPC = 10_000  # SeaweedFS listens on every port + this, too
@@ -40,6 +41,12 @@ class Keys:
 
 OWNER = Keys("owner", "owner-secret")
 READER = Keys("reader", "reader-secret")
+
+
+def forget_clients() -> None:
+    """Let stores of this process look for credentials again."""
+    s3._client.cache_clear()
+    s3._range_reader.cache_clear()
 
 
 def find_weed() -> Path | None:

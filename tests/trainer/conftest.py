@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs import Runner
-from tests.s3_server import OWNER, S3Server, find_weed, running_server
+from tests.s3_server import OWNER, S3Server, find_weed, forget_clients, running_server
 from tests.trainer.packed import loose, packed_folder, packed_s3, recording
 
 __all__ = ["loose", "packed_folder", "packed_s3", "recording"]  # fixtures
@@ -32,14 +32,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3_owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The environment of who owns the bucket; nothing of this machine's own AWS settings is in it."""
-    from trainer.store import s3
-
     for name in os.environ:
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
     settings = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
     for name, value in {**OWNER.environment, **settings, "NO_PROXY": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    s3._client.cache_clear()
+    forget_clients()
     yield
-    s3._client.cache_clear()
+    forget_clients()

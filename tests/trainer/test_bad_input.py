@@ -69,6 +69,6 @@ def test_a_run_that_diverges_skips_on_all_ranks_together_names_the_clips_and_sto
 
 
 def test_a_run_of_another_model_is_refused_and_names_the_difference(runner: Runner) -> None:
-    runner.run("wide", "steps=10")
-    refused = refuse(runner, "wide", "objectives[0].decoder=small", "steps=20")
+    runner.copy_finished("wide")
+    refused = refuse(runner, "wide", "objectives[0].decoder=small", "steps=30")
     assert_sentence(refused, "another experiment: objectives[0].decoder tiny -> small")

@@ -16,7 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.faulty_proxy import Fault, FaultyProxy, faulty_proxy
-from tests.s3_server import OWNER, READER, Keys, S3Server
+from tests.s3_server import OWNER, READER, Keys, S3Server, forget_clients
 from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError
 from trainer.store import s3
@@ -54,8 +54,7 @@ def far_store(proxy: FaultyProxy, uri: str) -> Store:
 def become(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in keys.environment.items():
         monkeypatch.setenv(name, value)
-    s3._client.cache_clear()
-    s3._range_reader.cache_clear()
+    forget_clients()
 
 
 def pieces(data: bytes, size: int = 3 * MB) -> Iterator[memoryview]:
@@ -393,7 +392,7 @@ def test_credentials_that_expire_are_fetched_again_in_mid_run(
     for name in OWNER.environment:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
-    s3._client.cache_clear()
+    forget_clients()
     store.put("a", b"1")
     fetched = len(calls.read_text())
     store.put("b", b"2")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3_server import READER, S3Server
+from tests.s3_server import READER, S3Server, forget_clients
 from tests.trainer.doctor.configs import config_of
 from trainer.doctor.finding import look
 from trainer.doctor.storage import check_clock, check_data, check_store, open_run_store
@@ -31,7 +31,7 @@ def test_a_store_that_gives_all_rights_is_measured_and_left_as_it_was(store: Sto
 def test_a_right_that_is_missing_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in READER.environment.items():
         monkeypatch.setenv(name, value)
-    s3._client.cache_clear()
+    forget_clients()
     found = look("store", lambda: check_store(store))
     assert "allow this user s3:PutObject" in found.cure and not found.may_pass
 

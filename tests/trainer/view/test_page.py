@@ -16,7 +16,7 @@ from odonata.door import app
 from tests.runs import Finished, Runner
 from tests.s3_server import S3Server
 from tests.trainer.test_card import EVALUATION, probe
-from tests.trainer.test_objectives_together import JOINT, KINDS
+from tests.trainer.test_objectives_together import OBJECTIVES, TOGETHER
 from trainer.errors import CheckpointError, ConfigError
 from trainer.observe.probes import write_probe
 from trainer.store.open import open_store
@@ -24,6 +24,7 @@ from trainer.view.clip import write_clip_page
 from trainer.view.page import write_page
 
 HOSTILE = "</svg><script>alert('$x_{')</script>\"&"
+KINDS = ("croco", "simipu")
 CHROMIUM = shutil.which("chromium")
 
 
@@ -59,8 +60,9 @@ def view(folder: Path, **options: Any) -> tuple[Page, str]:
 
 @pytest.fixture(scope="module")
 def finished(runner: Runner) -> Finished:
-    """Three objectives for three steps, with pictures of steps 2 and 3."""
-    return runner.run("viewed", *JOINT, "steps=3", "observe.pictures_every_steps=2")
+    """Two objectives for three steps, with pictures of steps 2 and 3."""
+    objectives = f"objectives=[{', '.join(OBJECTIVES[kind] for kind in KINDS)}]"
+    return runner.run("viewed", objectives, *TOGETHER, "steps=3", "observe.pictures_every_steps=2")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.s3_server import S3Server
+from tests.s3_server import S3Server, forget_clients
 from tests.trainer.packed import packed
 from trainer.config.data import CacheConfig, DatasetConfig, NuscenesData, ShardsData
 from trainer.config.store import StoreConfig
@@ -23,7 +23,6 @@ from trainer.data.shards.reading import ShardFiles, Span, join_spans
 from trainer.data.source import Source
 from trainer.data.surround_source import CAMERA_FIELDS, LIDAR_FIELDS, SurroundSource
 from trainer.errors import ClipError, ConfigError, DataError
-from trainer.store import s3
 from trainer.store.base import StoreError
 from trainer.store.local import LocalStore
 
@@ -252,7 +251,7 @@ def test_wrong_credentials_are_told_and_not_tried_again(
     loose: NuscenesData, packed_s3: str, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "somebody else's")
-    s3._client.cache_clear()
+    forget_clients()
     with pytest.raises(ConfigError, match=r"credentials|denied|signature"):
         source_of(packed(packed_s3, loose, s3_server.config()))
     with pytest.raises(ConfigError, match="no-such-bucket"):
