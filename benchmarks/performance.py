@@ -142,7 +142,14 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "higher",
             "predicted 0.86: reading, checksums and the hand-over take the rest",
         ),
-        Row("data", "s3_over_local", "S3 over local shards", 0.9, "higher", "predicted 0.95: HTTP in Python is 3 ms of a clip of 45, since a signed URL serves all ranges of a shard"),
+        Row(
+            "data",
+            "s3_over_local",
+            "S3 over local shards",
+            0.9,
+            "higher",
+            "predicted 0.95: HTTP in Python is 3 ms of a clip of 45, since a signed URL serves all ranges of a shard",
+        ),
         Row("data", "bytes_over_useful", "bytes fetched over bytes used", 1.1, "lower", "headers of a tar"),
     ),
     "Checkpoints": (

@@ -5,7 +5,8 @@ wrong config from a preempted pod; and on SIGTERM it kills the ranks after 30 s,
 ranks and not to the launcher, which then sees them end by themselves; and each rank leaves its code in a file (`ranks`).
 
 Which code is the pod's, where ranks differ: what is not to be tried again (2, 3), then a defect (1, also a rank that was killed), then
-75. The others of a rank that failed lose their peer and say 75, so 75 is the pod's only where no rank said anything else.
+75. The others of a rank that failed lose their peer and say 75, so 75 is the pod's only where no rank said anything else. The sentence of
+a rank that ended with that code is the last line of the pod's log, so that it stands in the pod's status.
 
 Left to whom: what becomes of the code is in the manifests (`job`, `jobset`, `pytorchjob`).
 """
@@ -94,6 +95,8 @@ def _run_ranks(
         code = watch.judge(alone=node.rank is None)
     told = ", ".join(f"{rank.local_rank}: {rank.code}" for rank in watch.ranks) or "none began"
     log.info("the launcher ended with %s, local ranks with %s: %s ends with %d", launcher.returncode, told, _NAMES[what], code)
+    if words := next((rank.words for rank in watch.ranks if rank.code == code), ""):
+        log.error("%s", words)
     return code
 
 

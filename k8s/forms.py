@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 _FACTORS = {
@@ -56,7 +56,11 @@ LabelKey = Annotated[
 ]
 LabelValue = Annotated[str, Form(rf"({_LABEL})?", "the value of a label or taint, as NVIDIA-H100-80GB-HBM3")]
 ResourceName = Annotated[str, Form(r"[a-z0-9.-]+/[A-Za-z0-9._-]+", "the name of a resource, as nvidia.com/gpu")]
-Cores = Annotated[str, Form(r"[0-9]+(\.[0-9]+|m)?", 'a number of cores, as "96" or 500m')]
+Cores = Annotated[
+    str,
+    BeforeValidator(lambda cores: str(cores) if type(cores) in (int, float) else cores),
+    Form(r"[0-9]+(\.[0-9]+|m)?", "a number of cores, as 96 or 500m"),
+]
 Bytes = Annotated[str, Form(r"[1-9][0-9]*([KMGT]i?|ki?)", "an amount of memory, as 900Gi (1024^3 bytes) or 900G (1000^3)")]
 Count = Annotated[str, Form(r"[1-9][0-9]*", 'a number in quotes, as "8"')]
 MountPath = Annotated[str, Form(r"(/[A-Za-z0-9._-]+)+", "a folder from the root, as /data/nuscenes")]

@@ -17,8 +17,8 @@ ASKED_FOR_A_RETRY = (EXIT_RETRY, 143)
 """143 is a PyTorchJob's word for it."""
 _MEANING = {
     EXIT_DONE: "done",
-    EXIT_DO_NOT_RETRY: "config, data or checkpoint wrong, or the loss diverged: not tried again",
-    EXIT_REFUSED: "another writer holds the run: not tried again",
+    EXIT_DO_NOT_RETRY: "config, data or checkpoint wrong, or the loss diverged: no use trying again",
+    EXIT_REFUSED: "another writer holds the run: no use trying again",
     EXIT_RETRY: "asks for another try",
     137: "killed, perhaps for want of memory",
     143: "asks for another try",

@@ -3,7 +3,7 @@
 `accelerate launch` and torchrun turn every code of a worker into 1, so each rank writes its own into a file of a folder that the
 entrypoint made for this start and named in the environment:
 
-    FOLDER/3        of local rank 3: its process, and once it ended, its exit code
+    FOLDER/3        of local rank 3: its process, and once it ended, its exit code and the sentence of its error
 
 torchrun's agent kills what is left of a node 30 s after the first rank that ended with another code than 0. Ranks that were asked to stop
 do not end together, since one of them commits the checkpoint; so each stays until all others of its node have told their code.
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.errors import EXIT_DEFECT, EXIT_DONE, PreemptedError
+from trainer.errors import EXIT_DEFECT, EXIT_DONE, OdonataError, PreemptedError
 
 FOLDER_VARIABLE = "ODONATA_RANKS"
 _LONGEST_WAIT_S = 1800.0
@@ -32,6 +32,8 @@ class Rank:
     local_rank: int
     pid: int
     code: int | None
+    words: str = ""
+    """The sentence of the error that it ended with, in one line."""
 
     @property
     def ended_silently(self) -> bool:
@@ -51,12 +53,14 @@ def telling_the_pod(environ: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except SystemExit as ended:
-        _write(place, ended.code if isinstance(ended.code, int) else EXIT_DEFECT if ended.code else EXIT_DONE)
-        if isinstance(ended.__context__, PreemptedError):
+        cause = ended.__context__
+        code = ended.code if isinstance(ended.code, int) else EXIT_DEFECT if ended.code else EXIT_DONE
+        _write(place, code, str(cause) if isinstance(cause, OdonataError) else "")
+        if isinstance(cause, PreemptedError):
             _wait_for_others(Path(folder))
         raise
-    except BaseException:
-        _write(place, EXIT_DEFECT)
+    except BaseException as error:
+        _write(place, EXIT_DEFECT, f"{type(error).__name__}: {error}")
         raise
     _write(place, EXIT_DONE)
 
@@ -66,8 +70,8 @@ def read_ranks(folder: Path) -> list[Rank]:
     ranks = []
     for place in folder.iterdir():
         if place.name.isdigit():
-            pid, *code = place.read_text().split()
-            ranks.append(Rank(int(place.name), int(pid), int(code[0]) if code else None))
+            pid, code, words = [*place.read_text().split(" ", 2), "", ""][:3]
+            ranks.append(Rank(int(place.name), int(pid), int(code) if code else None, words))
     return sorted(ranks, key=lambda rank: rank.local_rank)
 
 
@@ -77,9 +81,9 @@ def _wait_for_others(folder: Path) -> None:
         time.sleep(_POLL_S)
 
 
-def _write(place: Path, code: int | None) -> None:
+def _write(place: Path, code: int | None, words: str = "") -> None:
     unfinished = place.with_suffix(".new")
-    unfinished.write_text(f"{os.getpid()}" if code is None else f"{os.getpid()} {code}")
+    unfinished.write_text(f"{os.getpid()}" if code is None else f"{os.getpid()} {code} {' '.join(words.split())}")
     unfinished.replace(place)  # whoever reads meanwhile sees the one or the other
 
 

@@ -7,6 +7,7 @@ other flavours have other kinds and words; here they become one.
 Left to whom: how a run gets on is `progress`, what is shown of all this `status`.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,7 +73,7 @@ class KnownRun:
         if (end := read_end(self.owner)) is not None:
             return end
         alive = [pod for pod in self.pods if pod["status"].get("phase") in ("Pending", "Running") and not is_ending(pod)]
-        if alive and all(is_ready(pod) for pod in alive):
+        if alive and all(is_ready(pod) or was_ready(pod) for pod in alive):
             return "running"
         return "starting" if any(pod["status"]["phase"] == "Running" for pod in alive) else "waiting"
 
@@ -86,10 +87,12 @@ def find_run(cluster: Cluster, name: str) -> KnownRun:
     """The run `name` with its pods; ConfigError names those that there are where it is none of them."""
     maps = _newest(cluster.list("ConfigMap", _OURS | labels.select(name)))
     if name not in maps:
-        others = ", ".join(sorted(_newest(cluster.list("ConfigMap", _OURS)))) or "none"
+        known = sorted(_newest(cluster.list("ConfigMap", _OURS)))
+        others, near = ", ".join(known) or "none", difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
-            f"run {name} was asked for and namespace {cluster.namespace} does not know it; there are: {others} (another namespace is "
-            "chosen with --namespace)"
+            f"run {name} was asked for and namespace {cluster.namespace} does not know it; {meant}there are: {others} (another namespace "
+            "is chosen with --namespace)"
         )
     flavour = maps[name]["metadata"]["labels"][labels.FLAVOUR]
     return KnownRun(name, maps[name], cluster.get(OWNERS[flavour], name), list_pods(cluster, labels.select(name)))
@@ -146,6 +149,15 @@ def is_ending(pod: Manifest) -> bool:
 def is_ready(pod: Manifest) -> bool:
     """Whether it trains."""
     return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"].get("conditions", ()))
+
+
+def was_ready(pod: Manifest) -> bool:
+    """Whether it has trained since its container began, and does not now: its condition has changed since."""
+    began = read_container(pod).get("state", {}).get("running", {}).get("startedAt")
+    changed = next(
+        (each.get("lastTransitionTime") for each in pod["status"].get("conditions", ()) if each["type"] == "Ready"), None
+    )
+    return began is not None and changed is not None and changed > began and not is_ready(pod)
 
 
 def read_container(pod: Manifest) -> Manifest:

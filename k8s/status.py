@@ -6,6 +6,7 @@ scheduler in a condition of the pod, images and Secrets at the container, volume
 Left to whom: finding and judging objects is `runs`, how far it is `progress`; tables are the command's.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,14 +14,26 @@ from k8s import labels
 from k8s.client import Cluster, Manifest
 from k8s.logs import ASKED_FOR_A_RETRY, describe_exit, order_pods
 from k8s.progress import Progress, read_live, read_stored
-from k8s.runs import KnownRun, Phase, describe_end, is_ending, is_ready, read_container, read_exit, read_node_rank
+from k8s.runs import (
+    KnownRun,
+    Phase,
+    describe_end,
+    is_ending,
+    is_ready,
+    read_container,
+    read_exit,
+    read_node_rank,
+    was_ready,
+)
 from trainer.config.store import StoreConfig
 from trainer.errors import EXIT_DONE, OdonataError
 from trainer.store.open import open_store
 
 _STARTING = {"ContainerCreating", "PodInitializing"}
 _SHOWN_FAILURES = 3
-_LAST_WORDS = 300
+_BEFORE_TRAINING = {"Pending": "waiting", "Running": "starting"}
+_LAST_WORDS = 600
+_LOG_HEAD = re.compile(r"^[\d-]{10} [\d:,]{12} [A-Z]+ +|^odonata: ")
 """Characters of a pod's last words that are shown: the end, where the sentence of the error is."""
 
 
@@ -112,8 +125,9 @@ def _read_failures(pods: Sequence[Manifest]) -> Iterator[str]:
     ended = [(pod, read_exit(pod)) for pod in order_pods(pods)]
     failures = [(pod, end) for pod, end in ended if end and end["exitCode"] not in (EXIT_DONE, *ASKED_FOR_A_RETRY)]
     for pod, end in failures[:_SHOWN_FAILURES]:
-        words = (end.get("message") or "").strip()[-_LAST_WORDS:]
-        yield f"node {read_node_rank(pod)} {describe_exit(end['exitCode'])}: {words or end.get('reason', '')}"
+        last_line = ((end.get("message") or "").strip().splitlines() or [end.get("reason", "")])[-1]
+        words = _LOG_HEAD.sub("", last_line)
+        yield f"node {read_node_rank(pod)} {describe_exit(end['exitCode'])}: {words[:_LAST_WORDS]}"
 
 
 def _read_events(cluster: Cluster, run: KnownRun) -> Iterator[str]:
@@ -140,7 +154,13 @@ def _describe_pod(pod: Manifest) -> PodStatus:
     elif ended := read_exit(pod):
         state = describe_exit(ended["exitCode"])
     else:
-        state = "training" if is_ready(pod) else "starting" if status.get("phase") == "Running" else "waiting"
+        state = (
+            "training"
+            if is_ready(pod)
+            else "takes no step"
+            if was_ready(pod)
+            else _BEFORE_TRAINING[status.get("phase", "Pending")]
+        )
     return PodStatus(
         name=pod["metadata"]["name"],
         node=read_node_rank(pod),

@@ -23,9 +23,11 @@ from k8s.render import render
 from k8s.runs import ENDED, OWNERS, KnownRun, find_run, find_runs
 from k8s.workload import Workload, build_workload
 from trainer.checkpoint.claim import refuse_if_held
+from trainer.config.changes import differences, refuse_another_experiment
 from trainer.config.load import override_run_config, parse_section
 from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError, OdonataError, RefusedError, RetryError
+from trainer.store.base import BucketMissingError
 from trainer.store.open import open_store
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ def submit(cluster: Cluster, workload: Workload, *, store: StoreConfig, lenient:
     for run in runs:
         if run.name == workload.name:
             _refuse_taken_name(workload, run)
+            log.info("run %s was stopped; it goes on with what is in %s", run.name, workload.run.run.uri)
     return _start(cluster, workload, runs, store=store, lenient=lenient)
 
 
@@ -53,6 +56,7 @@ def resume(
     if run.phase not in ENDED:
         raise RefusedError(f"run {name} was to be resumed and is {run.phase}; stop it first: odonata stop {name}")
     workload = _render_again(run, nodes=nodes, overrides=overrides)
+    _refuse_another_run(run, workload)
     if run.owner:
         delete_owner(cluster, run, timeout_s=60)
     return workload, _start(cluster, workload, find_runs(cluster), store=store or workload.run.store, lenient=lenient)
@@ -141,10 +145,22 @@ def _refuse_taken_name(workload: Workload, run: KnownRun) -> None:
         )
 
 
+def _refuse_another_run(run: KnownRun, workload: Workload) -> None:
+    """A resume goes on with the steps that there are."""
+    uri = run.config.run.uri
+    if workload.run.run.uri != uri:
+        raise ConfigError(
+            f"run {run.name} was to be resumed at {workload.run.run.uri} and lives at {uri}; leave run.uri out, or submit another run "
+            "(warm_start.uri takes the weights along)"
+        )
+    changes = differences(run.config.model_dump(mode="json"), workload.run.model_dump(mode="json"))
+    refuse_another_experiment(changes, uri=uri)
+
+
 def _refuse_second_workload(workload: Workload, runs: Sequence[KnownRun]) -> None:
     uri = workload.run.run.uri
     for run in runs:
-        if run.name != workload.name and run.phase not in ENDED and run.config.run.uri == uri:
+        if run.name != workload.name and run.phase not in ENDED and run.config.run.uri.rstrip("/") == uri.rstrip("/"):
             raise RefusedError(
                 f"{uri} was to be written to by {workload.name}, and run {run.name} ({run.phase}) writes to it; stop that one first: "
                 f"odonata stop {run.name}, or give another run.uri"
@@ -152,12 +168,13 @@ def _refuse_second_workload(workload: Workload, runs: Sequence[KnownRun]) -> Non
 
 
 def _refuse_claimed(workload: Workload, config: StoreConfig) -> None:
-    """RefusedError where another job holds the run; a store that cannot be asked from here is the run's own business."""
+    """RefusedError where another job holds the run, ConfigError where its bucket is not there; else a store that cannot be asked from here
+    is the run's own business."""
     run = workload.run
     job = labels.name_job(workload.cluster.namespace, workload.name)
     try:
         refuse_if_held(open_store(run.run.uri, config.impatient), job=job, expiry_s=run.checkpoint.claim_expiry_s)
-    except RefusedError:
+    except (RefusedError, BucketMissingError):
         raise
     except OdonataError as error:
         log.warning("whether somebody else writes to the run could not be looked up from here; the run itself will (%s)", error)

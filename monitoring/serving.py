@@ -13,6 +13,7 @@ Left to whom: what there is to serve is `exporter`'s, how long a step may last `
 import errno
 import os
 import socketserver
+import sys
 import threading
 import time
 import urllib.request
@@ -104,6 +105,11 @@ class _Http(ThreadingHTTPServer):
                 """Probes come every few seconds: nothing is logged."""
 
         super().__init__((host, port), Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Whoever asked and went before the answer came is no error of this process, and nothing to read in a training log."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
     def server_bind(self) -> None:
         """Without asking a name server for our name, which may take seconds."""

@@ -5,25 +5,17 @@ ones. Packed data sets that grow are read at the version that the run began with
 """
 
 import logging
-import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch.distributed as dist
 import yaml
 
+from trainer.config.changes import differences, refuse_another_experiment
 from trainer.config.data import ShardsData
 from trainer.config.run import RunConfig
 from trainer.data.build import choose_dataset_version
-from trainer.errors import ConfigError, RetryError
+from trainer.errors import RetryError
 from trainer.store.base import ObjectMissingError, Store
-
-_DECIDES_WHAT_IS_LEARNT = ("seed ", "global_batch ", "data.", "encoder.", "objectives")
-_FREE = re.compile(
-    r"(encoder\.attention|data\.(root|index_folder|workers|prefetch_batches|reads_in_flight|timeout_s|max_replaced_share"
-    r"|store\..*|cache\b.*|datasets\[\d+\]\.uri)) "
-)
-"""Where things are and how fast they come, as `differences` writes it."""
 
 log = logging.getLogger(__name__)
 
@@ -64,37 +56,9 @@ def check_same_experiment(config: RunConfig, store: Store) -> None:
     if before is None:
         return
     changes = list(differences(before, config.model_dump(mode="json")))
-    refused = [change for change in changes if change.startswith(_DECIDES_WHAT_IS_LEARNT) and not is_free(change)]
-    if refused:
-        raise ConfigError(
-            f"{store.uri} was to be resumed and is another experiment: {'; '.join(refused)}; "
-            "give the values of before, or another run.uri (warm_start.uri takes the weights along)"
-        )
+    refuse_another_experiment(changes, uri=store.uri)
     if changes:
         log.warning("changed since the last start of this run: %s", "; ".join(changes))
-
-
-def is_free(change: str) -> bool:
-    """Whether what `differences` wrote is only where things are, or how fast they come."""
-    return bool(_FREE.match(change))
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    """`data.clip.frames 4 -> 8` for every key of which both say something else."""
-    for key, value in now.items():
-        if key not in before or before[key] == value:
-            continue
-        if isinstance(value, Mapping) and isinstance(before[key], Mapping):
-            yield from differences(before[key], value, f"{place}{key}.")
-        elif _are_sections(value) and _are_sections(before[key]) and len(value) == len(before[key]):
-            for number, (earlier, later) in enumerate(zip(before[key], value, strict=True)):
-                yield from differences(earlier, later, f"{place}{key}[{number}].")
-        else:
-            yield f"{place}{key} {before[key]} -> {value}"
-
-
-def _are_sections(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
 
 
 def _read_last_config(store: Store) -> dict[str, Any] | None:

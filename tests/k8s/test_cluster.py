@@ -37,7 +37,7 @@ def test_every_shipped_cluster_config_loads(path: Path) -> None:
         ({"gpu_resource": "gpu"}, "gpu_resource: 'gpu' is not the name of a resource"),
         ({"gpus_per_node": 8, "processes_per_node": 4}, "a rank has one GPU"),
         ({"cpu": "many"}, "cpu: 'many' is not a number of cores"),
-        ({"cpu": 96}, "cpu: Input should be a valid string"),
+        ({"cpu": True}, "cpu: Input should be a valid string"),
         ({"memory": "900"}, "is not an amount of memory, as 900Gi"),
         ({"memory": "0Gi"}, "is not an amount of memory, as 900Gi"),
         ({"memory": "64Gi", "shared_memory": "64Gi"}, "shared_memory 64Gi counts as memory"),

@@ -52,7 +52,7 @@ def test_the_gravest_failure_comes_first_and_of_equals_the_first() -> None:
 def test_each_log_stands_under_a_line_that_says_which() -> None:
     text = logs_of(pod(0, 75), pod(1, 2), tail=5)
     assert text.splitlines() == [
-        "== node 1, pod mine-1: ended with 2 (config, data or checkpoint wrong, or the loss diverged: not tried again)",
+        "== node 1, pod mine-1: ended with 2 (config, data or checkpoint wrong, or the loss diverged: no use trying again)",
         "mine-1 node 5 False",
         "== node 0, pod mine-0: ended with 75 (asks for another try)",
         "mine-0 node 5 False",

@@ -11,7 +11,7 @@ import pytest
 
 from k8s.ranks import FOLDER_VARIABLE, Rank, read_ranks, telling_the_pod
 from tests.runs import ROOT
-from trainer.errors import EXIT_RETRY, OdonataError, PeerLostError, PreemptedError
+from trainer.errors import EXIT_RETRY, ConfigError, OdonataError, PeerLostError, PreemptedError
 
 
 def told(folder: Path) -> list[int | None]:
@@ -38,6 +38,22 @@ def test_an_exception_goes_on_and_its_code_is_told(tmp_path: Path, ending: BaseE
     with pytest.raises(type(ending)):
         end()
     assert told(tmp_path) == [code]
+
+
+def test_the_sentence_of_an_error_is_told_in_one_line(tmp_path: Path) -> None:
+    def command(error: Exception) -> None:
+        with telling_the_pod({FOLDER_VARIABLE: str(tmp_path), "LOCAL_RANK": "0"}):
+            try:
+                raise error
+            except OdonataError as known:
+                sys.exit(known.exit_code)
+
+    with pytest.raises(SystemExit):
+        command(ConfigError("two keys are wrong:\n  a\n  b"))
+    assert read_ranks(tmp_path) == [Rank(0, os.getpid(), 2, "two keys are wrong: a b")]
+    with pytest.raises(ValueError, match="no number"):
+        command(ValueError("no number"))
+    assert read_ranks(tmp_path) == [Rank(0, os.getpid(), 1, "ValueError: no number")]
 
 
 def end_beside_a_sibling(folder: Path, ending: OdonataError) -> threading.Thread:

@@ -19,12 +19,17 @@ def owner(*conditions: tuple[str, str], **metadata: str) -> Manifest:
     return {"metadata": {"name": "mine", "labels": {}, **metadata}, "spec": {}, "status": {"conditions": true}}
 
 
-def pod(phase: str, *, ready: bool = False, **metadata: Any) -> Manifest:
-    conditions = [{"type": "Ready", "status": str(ready)}]
+def pod(phase: str, *, ready: bool = False, since: str = "10:00", **metadata: Any) -> Manifest:
+    """One whose container has begun at 10:01."""
+    running = {"state": {"running": {"startedAt": "10:01"}}} if phase == "Running" else {}
     return {
         "metadata": {"name": "pod", "labels": {}, "creationTimestamp": "1", **metadata},
         "spec": {"containers": [{"name": "node"}]},
-        "status": {"phase": phase, "conditions": conditions},
+        "status": {
+            "phase": phase,
+            "conditions": [{"type": "Ready", "status": str(ready), "lastTransitionTime": since}],
+            "containerStatuses": [running],
+        },
     }
 
 
@@ -83,6 +88,11 @@ def test_the_end_is_told_in_the_controller_s_words() -> None:
         (owner(), [pod("Running", ready=True), pod("Pending")], "starting"),
         (owner(), [pod("Running", ready=True), pod("Running", ready=True)], "running"),
         (owner(), [pod("Failed"), pod("Running", ready=True)], "running"),
+        (
+            owner(),
+            [pod("Running", since="10:05"), pod("Running", ready=True)],
+            "running",
+        ),  # it has trained, and takes no step now
         (owner(), [pod("Running", ready=True, deletionTimestamp="now"), pod("Pending")], "waiting"),
     ],
 )

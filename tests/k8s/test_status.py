@@ -156,11 +156,12 @@ def test_what_all_pods_wait_for_is_said_once_and_a_failure_in_its_own_last_words
     waiting["status"]["conditions"] = [
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no room"}
     ]
-    ended = {"exitCode": 2, "reason": "Error", "message": "odonata: data.root is nowhere\n"}
+    last_words = "odonata: data.root is nowhere\n: 2 (pid: 2680)\nerror_file: <N/A>\n2026-11-22 05:20:41,935 ERROR   data.root is nowhere\n"
+    ended = {"exitCode": 2, "reason": "Error", "message": last_words}
     failed["status"]["containerStatuses"] = [{"state": {"terminated": ended}}]
     assert reasons_of(owner(), waiting, waiting, failed) == [
         "unschedulable: no room",
-        "node 0 ended with 2 (config, data or checkpoint wrong, or the loss diverged: not tried again): odonata: data.root is nowhere",
+        "node 0 ended with 2 (config, data or checkpoint wrong, or the loss diverged: no use trying again): data.root is nowhere",
     ]
     failed["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] = 75
     assert reasons_of(owner(), failed) == [], "it has asked for another try, and gets it"

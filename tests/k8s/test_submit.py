@@ -17,6 +17,7 @@ from tests.k8s.workloads import workload_of
 from trainer.checkpoint.claim import claim_run
 from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError, RefusedError
+from trainer.store.base import BucketMissingError
 from trainer.store.local import LocalStore
 
 NOWHERE = StoreConfig(endpoint_url="http://127.0.0.1:9")
@@ -118,6 +119,34 @@ def test_a_resume_renders_the_run_again_with_other_settings(cluster: Cluster) ->
     (config_map,) = cluster.list("ConfigMap", {"odonata/run": "again"})
     assert config_map["metadata"]["name"] == workload.config_name, "that of the first config is gone"
     stop(cluster, "again", forget=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("run.uri=s3://bucket/runs/other", "was to be resumed at s3://bucket/runs/other and lives at s3://bucket/runs/kept"),
+        ("encoder.size=small", "is another experiment: encoder.size base -> small"),
+    ],
+)
+def test_a_resume_that_would_not_go_on_with_the_run_is_refused_and_changes_nothing(
+    cluster: Cluster, override: str, sentence: str
+) -> None:
+    start(cluster, named("kept"))
+    stop(cluster, "kept")
+    with pytest.raises(ConfigError, match=sentence):
+        resume(cluster, "kept", nodes=None, overrides=[override], store=NOWHERE, lenient=True)
+    assert find_run(cluster, "kept").config == named("kept").run
+    stop(cluster, "kept", forget=True)
+
+
+def test_a_run_in_a_bucket_that_is_not_there_is_refused(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_no_bucket(*_: object, **__: object) -> None:
+        raise BucketMissingError("NoSuchBucket; create the bucket")
+
+    monkeypatch.setattr("k8s.submit.refuse_if_held", find_no_bucket)
+    with pytest.raises(ConfigError, match="create the bucket"):
+        start(cluster, named("lost"))
+    assert cluster.list("ConfigMap", {"odonata/run": "lost"}) == []
 
 
 def test_a_resume_on_more_nodes_has_more_ranks_and_is_checked_like_a_new_run(cluster: Cluster) -> None:

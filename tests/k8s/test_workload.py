@@ -15,7 +15,7 @@ DATAROOT = ("data.kind=nuscenes", "data.root=/data/nuscenes")
 @pytest.mark.parametrize(
     ("overrides", "changes", "sentence"),
     [
-        (("global_batch=100",), {}, r"global_batch is 100, which 8 processes x parallel.micro_batch 12"),
+        (("global_batch=100",), {}, r"global_batch is 100, which 8 processes do not divide; set global_batch to a multiple of 8"),
         (("parallel.world_size=16",), {}, "parallel.world_size asks for 16 processes, and 1 nodes of 8 make 8"),
         (("parallel.precision=fp32",), {}, "parallel.precision is fp32 and the cluster's precision is bf16"),
         ((), {"engine": "hsdp"}, "there are 1 nodes of 8 ranks; take engine fsdp2"),

@@ -1,5 +1,6 @@
 """The pages beside /metrics: health that follows the pulse, and one page for a pod."""
 
+import http.client
 import socket
 import time
 import urllib.error
@@ -95,6 +96,19 @@ def test_the_page_of_a_rank_is_its_own(exporters: list[Exporter]) -> None:
     peer = exporters[1].serve("127.0.0.1", 0)
     port = exporters[0].serve("127.0.0.1", 0, peer_ports=[peer])
     assert 'rank="1"' not in get(port, "/metrics")[1]
+
+
+def test_who_goes_before_the_answer_comes_leaves_no_traceback(
+    exporters: list[Exporter], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(*_: object) -> None:
+        raise BrokenPipeError
+
+    port = exporters[0].serve("127.0.0.1", 0)
+    monkeypatch.setattr("http.server.BaseHTTPRequestHandler.send_response", break_off)
+    with pytest.raises(http.client.RemoteDisconnected):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+    assert capsys.readouterr().err == ""
 
 
 def test_another_path_says_what_there_is(exporters: list[Exporter]) -> None:

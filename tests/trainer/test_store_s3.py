@@ -20,7 +20,7 @@ from tests.s3_server import OWNER, READER, Keys, S3Server, forget_clients
 from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError
 from trainer.store import s3
-from trainer.store.base import ObjectExistsError, ObjectMissingError, Store, StoreError
+from trainer.store.base import BucketMissingError, ObjectExistsError, ObjectMissingError, Store, StoreError
 from trainer.store.open import open_store
 
 MB = 1 << 20
@@ -337,7 +337,7 @@ def test_a_bucket_that_is_not_there_is_a_wrong_config(s3_server: S3Server) -> No
         lambda: store.delete("a"),
     ]
     for ask in asked:
-        with pytest.raises(ConfigError, match=r"s3://no-such-bucket/run was asked .*NoSuchBucket.*create the bucket"):
+        with pytest.raises(BucketMissingError, match=r"s3://no-such-bucket/run was asked .*NoSuchBucket.*create the bucket"):
             ask()
 
 

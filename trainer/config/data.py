@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from models.config import Section
 from trainer.config.store import StoreConfig
@@ -73,6 +73,16 @@ class AugmentConfig(Section):
         return self
 
 
+def _refuse_uri(place: object) -> object:
+    if isinstance(place, str) and "://" in place:
+        raise ValueError(f"{place} is no folder; data in a store is packed first (odonata pack) and read as kind: shards")
+    return place
+
+
+Folder = Annotated[Path, BeforeValidator(_refuse_uri)]
+"""A folder of this machine; Path alone would take s3://bucket for one."""
+
+
 class DataSection(Section):
     """What every kind of source shares."""
 
@@ -111,7 +121,7 @@ class NuscenesData(DrivesData):
 
     kind: Literal["nuscenes", "synthetic"] = "nuscenes"
     """synthetic is the same format, with dense ground truth beside the tables."""
-    root: Path
+    root: Folder
     """Folder that holds the version folder, samples and sweeps."""
     version: str | None = None
     """Version folder, as v1.0-trainval; none takes the only one there is."""
@@ -172,7 +182,7 @@ class ImagePairsData(DataSection):
     """A folder of image pairs with a pairs.txt: two paths a line, relative to root."""
 
     kind: Literal["image_pairs"] = "image_pairs"
-    root: Path
+    root: Folder
     """Folder that holds the list and the images."""
     train_list: str = "pairs.txt"
     """File that lists the training pairs."""

@@ -71,9 +71,13 @@ def split_batch(world_size: int, parallel: ParallelConfig, global_batch: int) ->
     micro_batch = parallel.micro_batch or max(1, global_batch // world_size)
     samples = micro_batch * world_size
     if global_batch % samples:
+        ranks = f"{world_size} processes"
+        if parallel.micro_batch:
+            ranks += f" x parallel.micro_batch {micro_batch} = {samples}"
+        least = samples if parallel.micro_batch else world_size
         raise ConfigError(
-            f"global_batch is {global_batch}, which {world_size} processes x parallel.micro_batch {micro_batch} "
-            f"= {samples} do not divide; set global_batch to a multiple of {samples}, or change the processes or micro_batch"
+            f"global_batch is {global_batch}, which {ranks} do not divide; set global_batch to a multiple of {least}, or change "
+            f"the processes{' or micro_batch' if parallel.micro_batch else ''}"
         )
     return micro_batch, global_batch // samples
 

@@ -28,6 +28,7 @@ from monitoring.metrics import PROBE_METRICS
 from trainer.checkpoint.catalog import Save, find_saves, read_record, what_lacks
 from trainer.checkpoint.manager import read_tensors, save_weights
 from trainer.checkpoint.tools import CONFIG, open_place, read_run_config
+from trainer.config.changes import differences, is_free
 from trainer.config.load import dump_run_config
 from trainer.config.run import RunConfig
 from trainer.config.store import StoreConfig
@@ -36,7 +37,7 @@ from trainer.errors import CheckpointError, ConfigError, DivergedError, Preempte
 from trainer.evaluation.planning import plan_run, read_encoder
 from trainer.evaluation.protocol import PROTOCOLS, TaskName
 from trainer.evaluation.scoring import prepare_as, score_run
-from trainer.experiment import differences, is_free, pin_data
+from trainer.experiment import pin_data
 from trainer.observe.probes import PROBES, Probe, probe_key, read_probes, without_nan, write_probe
 from trainer.parallel.launch import Launch
 from trainer.start import open_sources, start

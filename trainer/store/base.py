@@ -27,6 +27,10 @@ class ObjectMissingError(StoreError):
     """There is no object of this name, or it has fewer bytes than were asked for."""
 
 
+class BucketMissingError(ConfigError):
+    """There is nothing to put objects into."""
+
+
 class ObjectExistsError(StoreError):
     """An object that must not be there yet is there."""
 

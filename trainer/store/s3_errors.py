@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from trainer.errors import ConfigError, OdonataError
-from trainer.store.base import ObjectMissingError, StoreError
+from trainer.store.base import BucketMissingError, ObjectMissingError, StoreError
 
 _PERMISSIONS = {
     "PutObject": "s3:PutObject",
@@ -55,7 +55,7 @@ def _refused(asked: str, error: Any) -> OdonataError:
     if code == "NoSuchKey":
         return ObjectMissingError(f"{asked}, which is not there")
     if code in _CURES:
-        return ConfigError(f"{said}; {_CURES[code]}")
+        return (BucketMissingError if code == "NoSuchBucket" else ConfigError)(f"{said}; {_CURES[code]}")
     if status == 403 or code.startswith(("AccessDenied", "KMS.")):
         permission = _PERMISSIONS.get(error.operation_name, error.operation_name)
         return ConfigError(f"{said}; allow this user {permission}, and the key if objects are encrypted with one")

@@ -61,6 +61,7 @@ def test_overrides_reach_nested_keys_and_list_items() -> None:
         ("data.augment.crop_share=[0.9,0.5]", "crop_share .* is not 0 < least <= most <= 1"),
         ("seed=-1", "seed: .*greater than or equal to 0"),
         ("observe.metrics_port=70000", "metrics_port: .*less than or equal to 65535"),
+        ("data.root=s3://bucket/city", "s3://bucket/city is no folder; data in a store is packed first"),
         ("optim.lr", "'optim.lr' is not key=value"),
         ("=3", "'=3' is not key=value"),
         ("objectives[7].weight=2", "do not fit"),
