@@ -50,7 +50,7 @@ def test_a_figure_is_met_missed_or_not_measured(
     if saved:
         (tmp_path / "x.json").write_text(json.dumps(saved))
     row = Row("x", "a.b", "what", 0.6, "lower", "why")
-    assert write_row(row) == f"| what | {shown} | at most 0.6 | why | `python -m benchmarks.x` |"
+    assert write_row(row) == ("what", shown, "at most 0.6", "why", "`python -m benchmarks.x`")
 
 
 def test_the_page_of_figures_is_that_of_the_saved_results() -> None:

@@ -4,52 +4,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import pytest
 
-from odonata.door import main
 from odonata.printing import say_age, say_ranks
+from tests.command import Command, command
 
 ROOT = Path(__file__).parents[1]
 TINY = "launch/runs/croco_video_tiny.yaml"
 
 
-class Ended(NamedTuple):
-    """A command that ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
+__all__ = ["command"]  # a fixture
 
 
-Odonata = Callable[..., Ended]
-
-
-@pytest.fixture
-def odonata(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Odonata]:
-    """Runs a command line as the shell would, in this process, which has loaded everything."""
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["odonata", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        assert code is None or isinstance(code, int)
-        return Ended(code or 0, *capsys.readouterr())
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
-    "command",
+    "name",
     [
         (),
         *(
@@ -79,14 +56,14 @@ def odonata(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ),
     ],
 )
-def test_help_has_an_example_for_every_command(command: tuple[str, ...], odonata: Odonata) -> None:
-    done = odonata(*command, "--help")
-    assert done.returncode == 0
-    assert not command or "Example:" in done.stdout
+def test_help_has_an_example_for_every_command(name: tuple[str, ...], command: Command) -> None:
+    done = command(*name, "--help")
+    assert done.code == 0
+    assert not name or "Example:" in done.out
 
 
-def test_it_tells_its_version(odonata: Odonata) -> None:
-    assert odonata("--version").stdout.startswith("odonata 0.")
+def test_it_tells_its_version(command: Command) -> None:
+    assert command("--version").out.startswith("odonata 0.")
 
 
 @pytest.mark.parametrize(
@@ -143,13 +120,13 @@ def test_it_tells_its_version(odonata: Odonata) -> None:
     ],
 )
 def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(
-    arguments: tuple[str, ...], sentence: str, odonata: Odonata
+    arguments: tuple[str, ...], sentence: str, command: Command
 ) -> None:
-    done = odonata(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("odonata: ")
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+    done = command(*arguments)
+    assert done.code == 2
+    assert done.err.startswith("odonata: ")
+    assert sentence in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(("ranks", "text"), [([], ""), ([3], "3"), ([0, 1, 2, 5, 7, 8], "0-2, 5, 7-8"), (range(1024), "0-1023")])
@@ -165,18 +142,18 @@ def test_an_age_is_said_in_the_unit_that_fits(age_s: float, text: str) -> None:
 @pytest.mark.parametrize(
     "option", [("--scenes", "0"), ("--scale", "2"), ("--duration-s", "0"), ("--seed", "-1"), ("--rig", "six")]
 )
-def test_a_synthesis_that_makes_no_sense_is_refused(option: tuple[str, str], tmp_path: Path, odonata: Odonata) -> None:
-    done = odonata("synthesize", "--out", str(tmp_path / "city"), *option)
-    assert done.returncode == 2
-    assert option[0] in done.stderr
+def test_a_synthesis_that_makes_no_sense_is_refused(option: tuple[str, str], tmp_path: Path, command: Command) -> None:
+    done = command("synthesize", "--out", str(tmp_path / "city"), *option)
+    assert done.code == 2
+    assert option[0] in done.err
     assert not (tmp_path / "city").exists()
 
 
 @pytest.mark.parametrize("option", [("--every", "0"), ("--steps", "0"), ("--clips", "0"), ("--metrics-port", "-1")])
-def test_probes_that_make_no_sense_are_refused(option: tuple[str, str], odonata: Odonata) -> None:
-    done = odonata("probe", "nowhere", "--task", "depth", "--every", "10", *option)
-    assert done.returncode == 2
-    assert option[0] in done.stderr
+def test_probes_that_make_no_sense_are_refused(option: tuple[str, str], command: Command) -> None:
+    done = command("probe", "nowhere", "--task", "depth", "--every", "10", *option)
+    assert done.code == 2
+    assert option[0] in done.err
 
 
 def test_another_projects_package_of_our_name_is_named(tmp_path: Path) -> None:
@@ -189,12 +166,12 @@ def test_another_projects_package_of_our_name_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("out", ["a file", "/proc/nothing"])
-def test_a_place_that_cannot_hold_a_data_set_is_a_sentence(tmp_path: Path, out: str, odonata: Odonata) -> None:
+def test_a_place_that_cannot_hold_a_data_set_is_a_sentence(tmp_path: Path, out: str, command: Command) -> None:
     (tmp_path / "a file").touch()
-    ended = odonata("synthesize", "--out", str(tmp_path / out), "--scenes", "1")
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("odonata: ")
-    assert "give another --out" in ended.stderr
+    ended = command("synthesize", "--out", str(tmp_path / out), "--scenes", "1")
+    assert ended.code == 2
+    assert ended.err.startswith("odonata: ")
+    assert "give another --out" in ended.err
 
 
 def test_a_signal_that_comes_while_a_monitor_is_built_or_a_line_is_logged_ends_the_command() -> None:

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 
 from models.encoder import build_encoder
 from odonata import door
+from tests.command import Command, command
 from tests.runs import SMALL_RUN
 from tests.trainer.checkpoint.toy import save_now
 from trainer.checkpoint.boxes import boxes_of
@@ -23,24 +23,12 @@ from trainer.config.load import dump_run_config, parse_run_config
 from trainer.config.training import CheckpointConfig
 from trainer.store.open import open_store
 
-Odonata = Callable[..., tuple[int, str, str]]
+__all__ = ["command"]  # a fixture
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Odonata:
-    """The command line in this process, in an empty folder: exit code, stdout and stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["odonata", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            door.main()
-        printed = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, printed.out, printed.err
-
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("trainer.observe.logs.configure_logging", lambda rank: None)  # it is this process's, and other tests'
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +63,7 @@ def damage(run: Path, step: int) -> None:
     path.write_bytes(data)
 
 
-def test_a_list_has_a_line_for_every_save_and_says_what_is_wrong(run: Path, command: Odonata) -> None:
+def test_a_list_has_a_line_for_every_save_and_says_what_is_wrong(run: Path, command: Command) -> None:
     (folder_of(run, 20) / MANIFEST).unlink()
     code, out, _ = command("checkpoints", "list", run)
     heading, newest, oldest = out.splitlines()
@@ -90,7 +78,7 @@ def test_a_list_has_a_line_for_every_save_and_says_what_is_wrong(run: Path, comm
     assert [(line["step"], line["state"], line["world_size"]) for line in listed] == [(20, "unfinished", None), (10, "whole", 1)]
 
 
-def test_show_says_who_wrote_a_checkpoint_and_what_is_in_it(run: Path, command: Odonata) -> None:
+def test_show_says_who_wrote_a_checkpoint_and_what_is_in_it(run: Path, command: Command) -> None:
     code, out, _ = command("checkpoints", "show", run, "--step", "10")
     assert code == 0
     assert "engine      fsdp2\n" in out
@@ -115,7 +103,7 @@ def test_show_says_who_wrote_a_checkpoint_and_what_is_in_it(run: Path, command: 
     assert shown["totals"]["model"]["bytes"] == shown["bytes"] == sum(tensor["bytes"] for tensor in shown["tensors"].values())
 
 
-def test_verify_prints_all_and_ends_with_2_where_a_byte_is_wrong(run: Path, command: Odonata) -> None:
+def test_verify_prints_all_and_ends_with_2_where_a_byte_is_wrong(run: Path, command: Command) -> None:
     code, out, _ = command("checkpoints", "verify", run)
     assert code == 0
     assert out.count("yes (every byte)") == 2
@@ -141,7 +129,7 @@ def test_a_damaged_checkpoint_that_is_passed_over_is_a_line_on_stderr(run: Path)
     assert line.endswith("rank-00000.bin is missing")
 
 
-def test_a_copy_says_where_it_lies_and_is_refused_a_second_time(run: Path, tmp_path: Path, command: Odonata) -> None:
+def test_a_copy_says_where_it_lies_and_is_refused_a_second_time(run: Path, tmp_path: Path, command: Command) -> None:
     code, out, _ = command("checkpoints", "copy", run, tmp_path / "kept", "--step", "10")
     assert (code, out.strip()) == (0, f"{folder_of(tmp_path / 'kept', 10)}/")
     assert command("checkpoints", "verify", tmp_path / "kept")[0] == 0
@@ -155,7 +143,7 @@ def test_a_copy_says_where_it_lies_and_is_refused_a_second_time(run: Path, tmp_p
 
 
 @pytest.mark.parametrize("name", [("export",), ("checkpoints", "export")])
-def test_an_export_says_what_it_took_and_how_to_load_it(run: Path, name: tuple[str, ...], command: Odonata) -> None:
+def test_an_export_says_what_it_took_and_how_to_load_it(run: Path, name: tuple[str, ...], command: Command) -> None:
     code, out, _ = command(*name, run, "--step", "10")
     assert code == 0
     path = Path("video-step-00000010-model.safetensors")
@@ -170,7 +158,7 @@ def test_an_export_says_what_it_took_and_how_to_load_it(run: Path, name: tuple[s
     assert command(*name, run, "--step", "10", "--overwrite")[0] == 0
 
 
-def test_an_export_takes_the_newest_checkpoint_in_each_format(run: Path, tmp_path: Path, command: Odonata) -> None:
+def test_an_export_takes_the_newest_checkpoint_in_each_format(run: Path, tmp_path: Path, command: Command) -> None:
     for layout, weights in (("timm", tmp_path / "timm"), ("hf", tmp_path / "hf" / "model.safetensors")):
         code, out, _ = command("export", run, "--format", layout, "--out", tmp_path / layout)
         assert code == 0
@@ -181,7 +169,7 @@ def test_an_export_takes_the_newest_checkpoint_in_each_format(run: Path, tmp_pat
 @pytest.mark.parametrize(
     "arguments", [("export", "--format", "coreml"), ("export", "--weights", "best"), ("checkpoints", "prune")]
 )
-def test_what_does_not_exist_is_refused_with_what_does(run: Path, arguments: tuple[str, ...], command: Odonata) -> None:
+def test_what_does_not_exist_is_refused_with_what_does(run: Path, arguments: tuple[str, ...], command: Command) -> None:
     code, _, err = command(*arguments, run)
     assert code == 2
     assert repr(arguments[-1]) in err
@@ -190,7 +178,7 @@ def test_what_does_not_exist_is_refused_with_what_does(run: Path, arguments: tup
 
 @pytest.mark.parametrize("name", [("checkpoints", "show"), ("checkpoints", "verify"), ("checkpoints", "copy"), ("export",)])
 def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(
-    run: Path, tmp_path: Path, name: tuple[str, ...], command: Odonata
+    run: Path, tmp_path: Path, name: tuple[str, ...], command: Command
 ) -> None:
     more = (tmp_path / "kept",) if "copy" in name else ()
     (folder_of(run, 20) / MANIFEST).write_bytes(b'{"format_version": 2, "che')
@@ -215,14 +203,14 @@ def test_a_mistake_is_a_sentence_and_the_code_that_says_do_not_retry(
     ("setting", "sentence"),
     [("endpoint=x", "did you mean endpoint_url"), ("endpoint_url", "is not key=value"), ("threads=0", "store.threads")],
 )
-def test_a_way_to_a_store_that_is_none_is_refused(run: Path, setting: str, sentence: str, command: Odonata) -> None:
+def test_a_way_to_a_store_that_is_none_is_refused(run: Path, setting: str, sentence: str, command: Command) -> None:
     code, _, err = command("checkpoints", "list", run, "--store", setting)
     assert code == 2
     assert sentence in err
 
 
 @pytest.mark.parametrize("name", ["list", "show", "verify", "copy", "export"])
-def test_help_has_an_example_for_every_command(name: str, command: Odonata) -> None:
+def test_help_has_an_example_for_every_command(name: str, command: Command) -> None:
     code, out, _ = command("checkpoints", name, "--help")
     assert code == 0
     assert f"Example: odonata checkpoints {name}" in out
