@@ -23,7 +23,7 @@ check: install ## Lint, types and import rules
 	$(BIN)/lint-imports --no-logo
 
 test: install system check ## Check, then test everything but the slow tests; ARGS="-k store" goes to pytest
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: install ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -15,12 +15,21 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.whole import LONG
+
 ROOT = Path(__file__).parents[1]
 _LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_", "NCCL_")
 _LAUNCHER_NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "CUDA_LAUNCH_BLOCKING"}
 
 settings.register_profile("odonata", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("odonata")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first."""
+    items.sort(
+        key=lambda item: f"{item.path.parent.relative_to(ROOT / 'tests')}/{item.path.stem.removeprefix('test_')}" not in LONG
+    )
 
 
 @pytest.fixture(autouse=True)

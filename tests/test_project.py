@@ -11,29 +11,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tests.whole import WHOLE
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES = ("k8s", "models", "monitoring", "odonata", "trainer")
 FOLDERS = (*PACKAGES, "benchmarks", "docs", "launch", "tests")
-
-# Tests of a whole run or of a whole folder; every other one is named after the module that it tests.
-WHOLE = {
-    "k8s/lifecycle",
-    "k8s/nodes",
-    "trainer/data/shards/same_everywhere",
-    "trainer/alarmed_run",
-    "trainer/bad_input",
-    "trainer/full_disk",
-    "trainer/objectives_together",
-    "trainer/parity",
-    "trainer/resume",
-    "trainer/run_on_s3",
-    "trainer/same_curves",
-    "trainer/watched_run",
-    "trainer/checkpoint/memory",
-    "trainer/checkpoint/sharded",
-}
 
 # A path of one machine, or a place to install from: pip's own configuration has the say in that.
 FORBIDDEN = re.compile(r"(?<![\w.$}])/(?:work|root|home|Users)/\w|--(?:extra-)?index-url|--find-links|pypi\.|download\.pytorch")

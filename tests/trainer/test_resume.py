@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.runs import Finished, Runner, kill_tree, ranks_of
-from tests.trainer.test_parity import final_weights
+from tests.trainer.test_parity import final_weights, run_under
 
 BIT_EQUAL_KEYS = ("step", "loss", "grad_norm", "learning_rate")
 
 
 @pytest.fixture(scope="module")
 def unbroken(runner: Runner) -> Finished:
-    return runner.run("unbroken", engine="fsdp2", processes=2)
+    return run_under(runner, "fsdp2 x2")
 
 
 def kill_after(runner: Runner, name: str, step: int, *overrides: str, engine: str | None, processes: int) -> None:
