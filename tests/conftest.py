@@ -4,7 +4,9 @@ The keyframe and the oracles are not part of the project (the first is under a n
 skip with a reason where they are absent; the variables below say where they are, a folder `shared` beside the checkout is the default.
 """
 
+import logging
 import os
+from collections.abc import Iterator
 
 # Before torch is loaded: models here are small, several tests run at a time, and threads that wait would spin.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -38,6 +40,15 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def clean_logging() -> Iterator[None]:
+    """No test inherits the log handler of a command that another has run: it writes to what was stderr then, and is closed now."""
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if handler.name == "odonata"]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
