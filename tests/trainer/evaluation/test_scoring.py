@@ -42,7 +42,9 @@ def build(config: RunConfig) -> PretrainingModel:
     return build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras)
 
 
-@pytest.mark.parametrize(("task", "steps"), [("depth", 20), ("pose", 60), ("flow", 40), ("bev", 200), ("map", 200)])
+@pytest.mark.parametrize(
+    ("task", "steps"), [("depth", 20), ("pose", 60), ("flow", 40), ("bev", 200), pytest.param("map", 200, marks=pytest.mark.slow)]
+)
 def test_a_task_learns_what_it_is_shown_beyond_its_trivial_answer(task: TaskName, steps: int, city: Path, tmp_path: Path) -> None:
     config, protocol = plan(task, city, tmp_path), PROTOCOLS[task]
     batch, count = next(read_clips(config, "train", 4))
