@@ -31,10 +31,9 @@ from trainer.store.open import open_store
 
 _STARTING = {"ContainerCreating", "PodInitializing"}
 _SHOWN_FAILURES = 3
-_BEFORE_TRAINING = {"Pending": "waiting", "Running": "starting"}
 _LAST_WORDS = 600
+"""Characters that are shown of a pod's last line, which is the sentence of the error."""
 _LOG_HEAD = re.compile(r"^[\d-]{10} [\d:,]{12} [A-Z]+ +|^odonata: ")
-"""Characters of a pod's last words that are shown: the end, where the sentence of the error is."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +152,12 @@ def _describe_pod(pod: Manifest) -> PodStatus:
         state = "ending"
     elif ended := read_exit(pod):
         state = describe_exit(ended["exitCode"])
+    elif is_ready(pod):
+        state = "training"
+    elif was_ready(pod):
+        state = "takes no step"
     else:
-        state = (
-            "training"
-            if is_ready(pod)
-            else "takes no step"
-            if was_ready(pod)
-            else _BEFORE_TRAINING[status.get("phase", "Pending")]
-        )
+        state = "starting" if status.get("phase") == "Running" else "waiting"
     return PodStatus(
         name=pod["metadata"]["name"],
         node=read_node_rank(pod),

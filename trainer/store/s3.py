@@ -29,7 +29,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from trainer.config.store import StoreConfig
 from trainer.store.base import Checksum, ObjectExistsError, ObjectInfo, StoreError, ends_too_early
 from trainer.store.s3_errors import explaining
-from trainer.store.s3_ranges import Range, RangeReader
+from trainer.store.s3_ranges import Range, RangeReader, write_range
 
 _MB = 1 << 20
 _RANGE_BYTES = 8 * _MB  # what one GET of a `get` reads of a larger object
@@ -253,7 +253,7 @@ class S3Store:
         if found := _range_reader(self._config, self._bucket, os.getpid()).read(name, offset, asked):
             return found._replace(data=found.data[:limit])
         try:
-            return self._fetch(name, limit, Range=_range(offset, asked))
+            return self._fetch(name, limit, Range=write_range(offset, asked))
         except self._client.exceptions.ClientError as error:
             if not _is_past_the_end(error):
                 raise
@@ -288,7 +288,7 @@ class S3Store:
     def _fetch_into(self, name: str, offset: int, places: Sequence[memoryview], **conditions: str) -> int:
         """Fill `places` with what one GET brings, from `offset` on; how many bytes there are, and if too few, none is read."""
         wanted = sum(len(place) for place in places)
-        with self._answer(name, Range=_range(offset, wanted), **conditions) as answer:
+        with self._answer(name, Range=write_range(offset, wanted), **conditions) as answer:
             if answer["ContentLength"] < wanted:
                 return int(answer["ContentLength"])
             for place in places:
@@ -412,10 +412,6 @@ def _is_past_the_end(error: Any) -> bool:
 def _folder(name: str) -> str:
     """What the names of all objects under `name` begin with."""
     return name and name.removesuffix("/") + "/"
-
-
-def _range(start: int, length: int) -> str:
-    return f"bytes={start}-{start + length - 1}"
 
 
 def _checksum_of(data: bytearray) -> Checksum:

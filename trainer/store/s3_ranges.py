@@ -26,6 +26,11 @@ class Range(NamedTuple):
     etag: str
 
 
+def write_range(start: int, length: int) -> str:
+    """`length` bytes from `start` on, as HTTP asks for them."""
+    return f"bytes={start}-{start + length - 1}"
+
+
 class RangeReader:
     """Reads ranges of the objects of `bucket` with the credentials, proxies and connections of a boto3 client; threads may share it."""
 
@@ -41,7 +46,7 @@ class RangeReader:
         from botocore.exceptions import BotoCoreError
 
         url = self._sign(name, int(time.time() / (_SIGNED_FOR_S / 2)))
-        headers = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        headers = {"Range": write_range(offset, length)}
         try:
             answer = self._http.send(AWSPreparedRequest("GET", url, headers, None, stream_output=False))
         except BotoCoreError:
