@@ -24,6 +24,8 @@ from torch import Tensor
 Backend = Literal["xformers", "sdpa"]
 
 _XFORMERS_ALIGNMENT_BYTES = 16
+_SHORT = 200
+"""Keys up to which torch's float32 kernel for CPUs is faster than its bf16 one, on processors that multiply bf16 too (docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,13 @@ def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
 
 def _attend_equal(q: Tensor, k: Tensor, v: Tensor, *, count: int) -> Tensor:
     """`count` sequences of equal lengths as one batch."""
-    batched = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))  # (count, A, n, D)
-    return F.scaled_dot_product_attention(*batched).transpose(1, 2).flatten(0, 1)
+    batched = tuple(x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))  # (count, A, n, D)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and len(k) <= count * _SHORT:
+        with torch.autocast("cpu", enabled=False):
+            attended = F.scaled_dot_product_attention(*(x.float() for x in batched)).to(q.dtype)
+    else:
+        attended = F.scaled_dot_product_attention(*batched)
+    return attended.transpose(1, 2).flatten(0, 1)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

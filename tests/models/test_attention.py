@@ -68,6 +68,15 @@ def test_sdpa_gives_the_definition_for_any_lengths(lengths: list[int]) -> None:
     torch.testing.assert_close(attend(q, k, v, segments, "sdpa"), reference_attention(q, k, v, segments))
 
 
+def test_short_sequences_in_bf16_on_a_cpu_are_float32s_rounded_once_under_autocast_too() -> None:
+    segments = Segments.within([5, 5, 40])
+    qkv = [x.detach() for x in random_qkv(segments, dtype=torch.bfloat16)]
+    expected = attend(*(x.float() for x in qkv), segments, "sdpa").bfloat16()
+    assert torch.equal(attend(*qkv, segments, "sdpa"), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attend(*qkv, segments, "sdpa"), expected)
+
+
 def test_neighbouring_runs_of_equal_lengths_are_one() -> None:
     assert Segments.of([(2, 3, 3), (1, 3, 3), (1, 3, 4)]) == Segments(((3, 3, 3), (1, 3, 4)))
     assert Segments.of([(2, 3, 3), (1, 3, 3), (1, 3, 4)]).keys == (3, 3, 3, 4)
