@@ -6,10 +6,11 @@ command in a folder of its own, which is trained once: a second call goes on whe
     python -m benchmarks.transfer --folder runs/transfer --jobs 2             # the study: some hours on two cores
     python -m benchmarks.transfer --folder runs/look --seeds 2 --tasks depth  # a look: two seeds, one task
     python -m benchmarks.transfer --folder runs/transfer --report             # of the cells that have ended
+    python -m benchmarks.transfer --folder runs/other --known benchmarks/results/transfer.json --save   # what that report lacks
 
 JSON keys: cells (task, pretraining, mode, seed, metric, value: one object each), table (task -> metric -> "pretraining, mode" -> mean
 and half_width of its 95 % interval), differences (each pre-training less scratch, paired by seed), claims (text, holds, why),
-cpu_minutes (of all cells), seeds, missing (cells that have not ended).
+minutes (of a core, by cell), cpu_minutes (their sum), seeds, missing (cells that have not ended).
 """
 
 import itertools
@@ -33,6 +34,8 @@ from trainer.evaluation.report import summarise
 
 RUN = Path(__file__).parents[1] / "launch" / "runs" / "transfer.yaml"
 SCRATCH = "scratch"
+_LIKE = "croco"
+"""The pre-training whose encoder a fresh one has the shape of."""
 IMAGES = 10_800
 """That every encoder is pre-trained on, counted as often as they are encoded."""
 SCENES = 32
@@ -122,6 +125,10 @@ class Cell:
     command: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
     def log(self) -> Path:
         return self.folder.with_suffix(".log")
 
@@ -141,6 +148,15 @@ Values = Mapping[Key, Mapping[str, float]]
 """Metrics of the cells that have ended."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """Cells that need not be run, from an earlier report."""
+
+    values: Values
+    minutes: Mapping[str, float]
+    """Of a core, by the name of the cell, pre-trainings included."""
+
+
 def main() -> None:
     parser = build_parser(__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where data and cells are kept")
@@ -149,25 +165,43 @@ def main() -> None:
     parser.add_argument("--pretrainings", nargs="+", choices=PRETRAININGS, default=list(PRETRAININGS), help="all by default")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, one core each")
     parser.add_argument("--report", action="store_true", help="run nothing: report the cells that have ended")
+    parser.add_argument(
+        "--known", type=Path, help="an earlier report, saved on another machine maybe: its cells are not run again"
+    )
     arguments = parser.parse_args()
-    seeds = [list_cells(arguments.folder, arguments.pretrainings, arguments.tasks, seed) for seed in range(arguments.seeds)]
+    known = read_known(arguments.known) if arguments.known else Known({}, {})
+    names, tasks = arguments.pretrainings, arguments.tasks
+    seeds = [list_cells(arguments.folder, names, tasks, seed, known.values) for seed in range(arguments.seeds)]
     if not arguments.report:
         synthesize(arguments.folder / "city")
         run_cells([cells for pretrained, evaluated in seeds for cells in (pretrained, list(evaluated.values()))], arguments.jobs)
     pretrained = [cell for of_seed, _ in seeds for cell in of_seed]
     evaluated = {key: cell for _, of_seed in seeds for key, cell in of_seed.items()}
-    tell(Report("transfer", arguments), arguments, pretrained, evaluated)
+    tell(Report("transfer", arguments), arguments, known, pretrained, evaluated)
 
 
-def list_cells(folder: Path, names: Sequence[str], tasks: Sequence[str], seed: int) -> tuple[list[Cell], dict[Key, Cell]]:
-    """Pre-trainings with one seed, and what is trained on them."""
-    pretrained = [_pretraining_cell(folder, name, seed) for name in names]
+def read_known(report: Path) -> Known:
+    """The cells of a saved report."""
+    saved = json.loads(report.read_text())
+    values: dict[Key, dict[str, float]] = {}
+    for cell in saved["cells"]:
+        key = (cell["task"], cell["pretraining"], cell["mode"], cell["seed"])
+        values.setdefault(key, {})[cell["metric"]] = cell["value"]
+    return Known(values, saved["minutes"])
+
+
+def list_cells(
+    folder: Path, names: Sequence[str], tasks: Sequence[str], seed: int, known: Values
+) -> tuple[list[Cell], dict[Key, Cell]]:
+    """What is to be evaluated with one seed and is not known, and the pre-trainings for it."""
     evaluated = {
         (task, name, mode, seed): _evaluation_cell(folder, task, name, mode, seed)
         for task, name in itertools.product(tasks, (SCRATCH, *names))
         for mode in TASKS[task].modes
+        if (task, name, mode, seed) not in known
     }
-    return pretrained, evaluated
+    needed = {_LIKE if name == SCRATCH else name for _, name, _, _ in evaluated}
+    return [_pretraining_cell(folder, name, seed) for name in PRETRAININGS if name in needed], evaluated
 
 
 def _pretraining_cell(folder: Path, name: str, seed: int) -> Cell:
@@ -180,7 +214,7 @@ def _pretraining_cell(folder: Path, name: str, seed: int) -> Cell:
 def _evaluation_cell(folder: Path, task: str, name: str, mode: str, seed: int) -> Cell:
     out = folder / "evaluated" / f"{task}-{name}-{mode}-{seed}"
     of_run = folder / "pretrained"
-    encoder = ("scratch", "--like", str(of_run / f"croco-{seed}")) if name == SCRATCH else (str(of_run / f"{name}-{seed}"),)
+    encoder = ("scratch", "--like", str(of_run / f"{_LIKE}-{seed}")) if name == SCRATCH else (str(of_run / f"{name}-{seed}"),)
     how = ("--frozen" if mode == "frozen" else "--finetune", "--seed", str(seed), "--steps", str(TASKS[task].steps))
     data = ("--data", "kind=synthetic", "--data", f"root={folder / 'city'}", "--data", "workers=1")
     rest = (
@@ -229,9 +263,10 @@ def run_cell(cell: Cell) -> bool:
     return cell.has_ended
 
 
-def tell(report: Report, arguments: Namespace, pretrained: Sequence[Cell], evaluated: Mapping[Key, Cell]) -> None:
-    """Table, verdicts and figure of the cells that have ended."""
-    values = {key: read_figures(cell) for key, cell in evaluated.items() if cell.has_ended}
+def tell(report: Report, arguments: Namespace, known: Known, pretrained: Sequence[Cell], evaluated: Mapping[Key, Cell]) -> None:
+    """Table, verdicts and figure of the cells that have ended and of those that were known."""
+    new = {key: read_figures(cell) for key, cell in evaluated.items() if cell.has_ended}
+    values = {**known.values, **new}
     table = tabulate(values)
     claims = [judge(claim, values) for claim in CLAIMS]
     report.say(as_markdown(table, claims))
@@ -239,6 +274,7 @@ def tell(report: Report, arguments: Namespace, pretrained: Sequence[Cell], evalu
         (RESULTS / "transfer.md").write_text(as_markdown(table, claims))
         plot(values, RESULTS / "transfer.png")
     ended = [cell for cell in (*pretrained, *evaluated.values()) if cell.has_ended]
+    minutes = {**known.minutes, **{cell.name: float(cell.cost.read_text()) for cell in ended}}
     report.finish(
         {
             "cells": [
@@ -254,9 +290,10 @@ def tell(report: Report, arguments: Namespace, pretrained: Sequence[Cell], evalu
                 if len(paired_differences(values, task, name, SCRATCH, mode)) > 1
             },
             "claims": claims,
-            "cpu_minutes": sum(float(cell.cost.read_text()) for cell in ended),
+            "minutes": minutes,
+            "cpu_minutes": sum(minutes.values()),
             "seeds": arguments.seeds,
-            "missing": len(evaluated) - len(values),
+            "missing": len(evaluated) - len(new),
         }
     )
 

@@ -25,8 +25,9 @@ def values_of(task: str, **of_names: list[float]) -> dict[tuple[str, str, str, i
 @pytest.mark.parametrize("name", PRETRAININGS)
 def test_every_pretraining_is_a_run_that_sees_as_many_images(name: str, tmp_path: Path) -> None:
     how = PRETRAININGS[name]
-    cells, _ = list_cells(tmp_path, [name], [], 3)
-    command, config_path, *overrides = cells[0].command
+    cells, _ = list_cells(tmp_path, [name], ["depth"], 3, {})
+    cell = next(cell for cell in cells if cell.name == f"pretrained/{name}-3")
+    command, config_path, *overrides = cell.command
     config = load_run_config(Path(config_path), overrides)
     assert command == "train" and config.seed == 3
     assert abs(config.steps * config.global_batch * how.images - transfer.IMAGES) < how.samples * how.images
@@ -41,7 +42,7 @@ def test_every_task_of_the_study_has_a_protocol_and_its_metric() -> None:
 
 
 def test_cells_of_one_seed_share_everything_but_the_encoder(tmp_path: Path) -> None:
-    _, cells = list_cells(tmp_path, list(PRETRAININGS), ["depth"], 2)
+    _, cells = list_cells(tmp_path, list(PRETRAININGS), ["depth"], 2, {})
     assert len(cells) == (1 + len(PRETRAININGS)) * len(TASKS["depth"].modes)
     commands = [
         [part for part in cells["depth", name, "frozen", 2].command if str(tmp_path / "pretrained") not in part]
@@ -59,6 +60,29 @@ def test_a_cell_that_has_ended_is_not_run_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(transfer, "run_cell", lambda cell: ran.append(cell) or True)
     transfer.run_cells([[done, todo]], jobs=1)
     assert ran == [todo]
+
+
+def test_cells_of_an_earlier_report_are_neither_run_nor_pretrained_for(tmp_path: Path) -> None:
+    earlier = {
+        "cells": [
+            {"task": "depth", "pretraining": name, "mode": mode, "seed": 0, "metric": "abs_rel", "value": 0.5}
+            for name in (SCRATCH, "mae")
+            for mode in TASKS["depth"].modes
+        ],
+        "minutes": {"pretrained/mae-0": 2.0},
+    }
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
+    known = transfer.read_known(tmp_path / "earlier.json")
+    assert known.values["depth", "mae", "frozen", 0] == {"abs_rel": 0.5} and known.minutes == {"pretrained/mae-0": 2.0}
+    assert list_cells(tmp_path, ["mae"], ["depth"], 0, known.values) == ([], {})
+    pretrained, evaluated = list_cells(tmp_path, ["mae", "simipu"], ["depth"], 0, known.values)
+    assert [cell.name for cell in pretrained] == ["pretrained/simipu-0"]
+    assert {name for _, name, _, _ in evaluated} == {"simipu"}
+
+
+def test_a_fresh_encoder_is_like_crocos_which_is_pretrained_for_it(tmp_path: Path) -> None:
+    pretrained, _ = list_cells(tmp_path, ["mae"], ["depth"], 1, {})
+    assert [cell.name for cell in pretrained] == ["pretrained/mae-1", "pretrained/croco-1"]
 
 
 def test_a_cell_that_fails_is_named_after_the_others_were_run(tmp_path: Path) -> None:
