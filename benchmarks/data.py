@@ -11,7 +11,7 @@ batch of a turn on. All files have been read before: the page cache is warm for 
     streaming_scaled  the same with the decode of the ceiling, for what its reading costs
     dataroot          ours, from the files of the dataroot
     shards            ours, from packed shards in a folder
-    s3                ours, from packed shards in a SeaweedFS of this machine, which wants the other core
+    s3                ours, from packed shards in a SeaweedFS of this machine, on the cores that the worker leaves
     ceiling           simplejpeg's scaled decode and OpenCV's resize alone, in a loop over bytes in memory
 
 Without --dataroot two short drives are rendered at full size first, some minutes of both cores. MosaicML streaming is no part of
@@ -33,8 +33,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from multiprocessing import active_children
@@ -109,11 +109,22 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=40, help="clips that are read in a turn, by each way")
     arguments = parser.parse_args()
     report = Report("data", arguments)
-    weed = find_weed()
     os.environ.update(OWNER.environment)
-    with tempfile.TemporaryDirectory() as folder, running_server(weed, Path(folder, "s3")) if weed else nullcontext() as server:
+    available = os.sched_getaffinity(0)
+    cores = choose_cores(1, local_rank=0, local_world_size=1, available=available)
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder, "s3"), available.difference(cores)) as server:
         dataroot = arguments.dataroot or render(Path(folder, "city"))
-        measure(report, prepare(dataroot, Path(folder), server, clips=arguments.clips), turns=arguments.turns)
+        measure(report, prepare(dataroot, Path(folder), server, cores, clips=arguments.clips), turns=arguments.turns)
+
+
+@contextmanager
+def serving(folder: Path, cores: Collection[int]) -> Iterator[S3Server | None]:
+    """A SeaweedFS on `cores` alone, for a store elsewhere takes nothing of a worker's core; none where it is not installed."""
+    weed = find_weed()
+    with ExitStack() as open_server:
+        with on_cores(cores):  # which it inherits
+            server = open_server.enter_context(running_server(weed, folder)) if weed else None
+        yield server
 
 
 def render(city: Path) -> Path:
@@ -134,13 +145,12 @@ class Bench(NamedTuple):
     """What is not installed, in sentences."""
 
 
-def prepare(dataroot: Path, folder: Path, server: S3Server | None, *, clips: int) -> Bench:
+def prepare(dataroot: Path, folder: Path, server: S3Server | None, cores: Sequence[int], *, clips: int) -> Bench:
     """Pack and write the clips of key frames of `dataroot`, as many as `clips` or all there are."""
     loose = describe(dataroot, folder)
     packed = pack_dataroot(loose, str(folder / "shards"), StoreConfig())
     source = open_source(loose)
     chosen = choose_clips(source, clips)
-    cores = choose_cores(1, local_rank=0, local_world_size=1, available=os.sched_getaffinity(0))
     by_first_file = list_devkit_clips(dataroot, find_version(dataroot, None))
     files = [by_first_file[name_files(source, number)[0]] for number in chosen]
     assert files == [name_files(source, number) for number in chosen], "the devkit's clips are ours"
@@ -307,7 +317,7 @@ def rate(images: int, spent: Spent) -> Figures:
 
 
 @contextmanager
-def on_cores(cores: Sequence[int]) -> Iterator[None]:
+def on_cores(cores: Collection[int]) -> Iterator[None]:
     """Keep this process to `cores`, if there are any."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores or before)

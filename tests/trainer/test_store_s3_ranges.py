@@ -10,6 +10,7 @@ import pytest
 from botocore.exceptions import ConnectionClosedError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from urllib3.exceptions import IncompleteRead
 
 from tests.s3_server import S3Server
 from trainer.store import s3
@@ -75,16 +76,29 @@ def refuse_to_answer(request: Any) -> None:
 
 def end_early(request: Any) -> Any:
     del request
-    headers = {"Content-Range": f"bytes 100-299/{len(DATA)}", "ETag": "x"}
-    return SimpleNamespace(status_code=206, headers=headers, content=DATA[100:200])
+    return answer(206, lambda: DATA[100:200])
+
+
+def break_off(request: Any) -> Any:
+    del request
+
+    def read() -> bytes:
+        raise IncompleteRead(partial=100, expected=100)
+
+    return answer(206, read)
 
 
 def find_no_credentials(request: Any) -> Any:
     del request
-    return SimpleNamespace(status_code=403, headers={}, content=b"<Error/>")
+    return answer(403, lambda: b"<Error/>")
 
 
-@pytest.mark.parametrize("send", [refuse_to_answer, end_early, find_no_credentials])
+def answer(status: int, read: Callable[[], bytes]) -> Any:
+    headers = {"Content-Range": f"bytes 100-299/{len(DATA)}", "ETag": "x"} if status == 206 else {}
+    return SimpleNamespace(status_code=status, headers=headers, raw=SimpleNamespace(read=read))
+
+
+@pytest.mark.parametrize("send", [refuse_to_answer, end_early, break_off, find_no_credentials])
 def test_what_goes_wrong_is_left_to_botocore(
     s3_server: S3Server, store: Store, client: Any, monkeypatch: pytest.MonkeyPatch, send: Callable[[Any], Any]
 ) -> None:

@@ -44,21 +44,23 @@ class RangeReader:
         """The bytes of object `name` from `offset` on, `length` or as many as there are; none where that has to be asked of botocore."""
         from botocore.awsrequest import AWSPreparedRequest
         from botocore.exceptions import BotoCoreError
+        from urllib3.exceptions import HTTPError
 
         url = self._sign(name, int(time.time() / (_SIGNED_FOR_S / 2)))
         headers = {"Range": write_range(offset, length)}
         try:
-            answer = self._http.send(AWSPreparedRequest("GET", url, headers, None, stream_output=False))
-        except BotoCoreError:
+            answer = self._http.send(AWSPreparedRequest("GET", url, headers, None, stream_output=True))
+            data: bytes = answer.raw.read()  # at once; botocore would join it from pieces of 64 KB
+        except (BotoCoreError, HTTPError):
             return None
         sent = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if answer.status_code != 206 or sent is None:
             self._sign.cache_clear()  # perhaps the credentials have changed
             return None
         first, last, whole = map(int, sent.groups())
-        if first != offset or len(answer.content) != last + 1 - first or len(answer.content) != min(length, whole - offset):
+        if first != offset or len(data) != last + 1 - first or len(data) != min(length, whole - offset):
             return None
-        return Range(answer.content, whole, answer.headers.get("ETag", ""))
+        return Range(data, whole, answer.headers.get("ETag", ""))
 
     def _sign_anew(self, name: str, period: int) -> str:
         """A URL that holds for this half hour and the next; which one it is tells old URLs from new ones."""
