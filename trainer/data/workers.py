@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from trainer.data.read_ahead import late
 from trainer.data.shared_ring import Memory, SharedMemory
@@ -149,6 +150,7 @@ def _settle(core: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
     torch.set_num_threads(1)
+    threadpool_limits(1)  # numpy's BLAS keeps a thread that spins: up to a third of the core, though nothing here is large
     _keep_freed_memory()
     if core is not None:
         os.sched_setaffinity(0, {core})

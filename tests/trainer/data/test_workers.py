@@ -12,6 +12,7 @@ from multiprocessing import get_context
 import numpy as np
 import psutil
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from trainer.data.shared_ring import Memory, shared_memories
 from trainer.data.workers import Made, Worker, choose_cores, end_workers, start_workers
@@ -67,6 +68,15 @@ def test_batches_come_when_they_are_asked_for() -> None:
             assert made.rest == number and (made.arrays["large"] == number).all()
         with pytest.raises(RetryError, match=r"a batch was waited for and did not come in 0\.2 s"):
             worker.take(0.2)
+
+
+def test_a_worker_keeps_no_threads_for_linear_algebra() -> None:
+    def count_threads() -> Iterator[int]:
+        yield max(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+
+    with threadpool_limits(2), running(count_threads) as worker:
+        worker.ask()
+        assert worker.take(10.0).rest == 1
 
 
 @pytest.mark.parametrize("moment", ["idle", "reading", "answering"])
