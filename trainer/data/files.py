@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from trainer.data.columns import Columns
 from trainer.data.decode import read_bytes
+from trainer.data.read_ahead import waiting
 
 
 @runtime_checkable
@@ -45,11 +46,13 @@ class LooseFiles:
 
     def read_images(self, rows: Int[np.ndarray, " K"], *, clip: str) -> list[bytes]:
         """As Files has it."""
-        return [read_bytes(Path(self.name_image(int(row))), clip=clip) for row in rows]
+        with waiting():
+            return [read_bytes(Path(self.name_image(int(row))), clip=clip) for row in rows]
 
     def read_sweeps(self, rows: Int[np.ndarray, " K"], *, clip: str) -> list[bytes]:
         """As Files has it."""
-        return [read_bytes(Path(self.name_sweep(int(row))), clip=clip) for row in rows]
+        with waiting():
+            return [read_bytes(Path(self.name_sweep(int(row))), clip=clip) for row in rows]
 
     def name_image(self, row: int) -> str:
         """As Files has it."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.read_ahead import read_ahead
+from trainer.data.read_ahead import read_ahead, waiting
 from trainer.errors import RetryError
 
 
@@ -24,7 +24,8 @@ class Reads:
             self.begun += 1
             self.under_way += 1
             self.most = max(self.most, self.under_way)
-        time.sleep(self.seconds)
+        with waiting():
+            time.sleep(self.seconds)
         with self.lock:
             self.under_way -= 1
         return -item
@@ -36,6 +37,38 @@ def test_results_come_in_order_and_as_many_are_under_way_as_asked(items: int, de
     reads = Reads()
     assert list(read_ahead(reads, range(items), depth=depth, timeout_s=10.0)) == [-item for item in range(items)]
     assert reads.most == min(depth, items)
+
+
+def test_all_may_wait_at_once_and_one_works() -> None:
+    all_wait = threading.Barrier(3)
+    working: list[int] = []
+
+    def read(item: int) -> int:
+        with waiting():
+            all_wait.wait(10.0)
+        working.append(item)
+        time.sleep(0.02)
+        assert working == [item]
+        working.remove(item)
+        return item
+
+    assert list(read_ahead(read, range(6), depth=3, timeout_s=10.0)) == list(range(6))
+
+
+def test_who_waited_in_vain_works_on() -> None:
+    def read(item: int) -> int:
+        try:
+            with waiting():
+                raise OSError("no store")
+        except OSError:
+            return item
+
+    assert list(read_ahead(read, range(4), depth=2, timeout_s=10.0)) == list(range(4))
+
+
+def test_waiting_is_nothing_elsewhere() -> None:
+    with waiting():
+        pass
 
 
 def test_nothing_is_read_further_ahead_than_asked() -> None:

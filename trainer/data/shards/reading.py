@@ -23,6 +23,7 @@ from trainer.config.data import CacheConfig
 from trainer.config.store import StoreConfig
 from trainer.data.columns import Columns
 from trainer.data.counting import count
+from trainer.data.read_ahead import waiting
 from trainer.data.shards.cache import RangeCache
 from trainer.errors import ClipError
 from trainer.store.base import ObjectMissingError, Store, StoreError
@@ -125,7 +126,8 @@ class ShardFiles:
 
     def _fetch(self, joined: Span, clip: str) -> bytes:
         try:
-            data = _trying_for(self.patience_s)(self._store.get, self._shard(joined), joined.offset, joined.bytes)
+            with waiting():
+                data = _trying_for(self.patience_s)(self._store.get, self._shard(joined), joined.offset, joined.bytes)
         except ObjectMissingError as error:
             raise ClipError(clip, str(error)) from error
         count("fetches")
