@@ -1,8 +1,8 @@
 """Reading ahead of who asks: samples under way in threads of one process, handed over in order.
 
-While threads wait for a store, one at a time works on what has come: a worker has one core, and threads that shared it would all be
-done with their samples at the same time, and then all wait for the store together. What is held is bounded: `depth` samples are under
-way or done, and another one begins only when one is taken.
+While threads wait for a store, one at a time works on what has come, the earliest sample first: a worker has one core, and threads that
+shared it or took turns in another order would all be done at the same time, and then all wait for the store together. What is held is
+bounded: `depth` samples are under way or done, and another one begins only when one is taken.
 
 The threads are daemons: one that waits for a store which does not answer would keep a process from ending that has given up.
 """
@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from heapq import heappop, heappush
 from itertools import islice
 from queue import SimpleQueue
-from threading import Lock, Thread
-from typing import TypeVar
+from threading import Condition, Thread
+from typing import Generic, NamedTuple, TypeVar
 
 from trainer.errors import RetryError
 
@@ -23,21 +24,55 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _this_thread = threading.local()
-"""`turn`: what a thread of `read_ahead` holds while it works, and its siblings wait for."""
+"""The `turn` of a thread of `read_ahead`, and the `place` of the sample that it reads."""
+
+
+class Turn:
+    """To work: one sample at a time has it, and of those that want it the earliest gets it next."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._taken_by: int | None = None
+        self._wanted_by: list[int] = []
+
+    def take(self, place: int) -> None:
+        """Wait for it."""
+        with self._changed:
+            heappush(self._wanted_by, place)
+            self._changed.wait_for(lambda: self._taken_by is None and self._wanted_by[0] == place)
+            self._taken_by = heappop(self._wanted_by)
+
+    def give(self, place: int) -> None:
+        """Let another sample have it, if it is this one's to give."""
+        with self._changed:
+            if self._taken_by == place:
+                self._taken_by = None
+                self._changed.notify_all()
+
+
+class Call(NamedTuple, Generic[Item, Result]):
+    """A sample to be read, and where its result goes."""
+
+    place: int
+    item: Item
+    future: Future[Result]
+
+
+Calls = SimpleQueue[Call[Item, Result] | None]
 
 
 def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], *, depth: int, timeout_s: float) -> Iterator[Result]:
-    """`read` of every item in order, `depth` of them under way, and all but one of these in a block of `waiting`.
+    """`read` of every item in order, `depth` of them under way; of those that have left a block of `waiting` one at a time goes on.
 
     RetryError where one is waited for longer than `timeout_s`.
     """
-    calls: SimpleQueue[tuple[Future[Result], Item] | None] = SimpleQueue()
-    upcoming, under_way, turn = iter(items), deque[Future[Result]](), Lock()
+    calls: Calls[Item, Result] = SimpleQueue()
+    upcoming, under_way, turn = enumerate(items), deque[Future[Result]](), Turn()
 
     def begin(count: int) -> None:
-        for item in islice(upcoming, count):
+        for place, item in islice(upcoming, count):
             under_way.append(Future())
-            calls.put((under_way[-1], item))
+            calls.put(Call(place, item, under_way[-1]))
 
     for _ in range(depth):
         Thread(target=_serve, args=(read, calls, turn), daemon=True).start()
@@ -59,15 +94,15 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], *, depth: 
 @contextmanager
 def waiting() -> Iterator[None]:
     """Around whatever waits for a store or a disk: meanwhile another thread of the same `read_ahead` works. Nothing on other threads."""
-    turn: Lock | None = getattr(_this_thread, "turn", None)
+    turn: Turn | None = getattr(_this_thread, "turn", None)
     if turn is None:
         yield
         return
-    turn.release()
+    turn.give(_this_thread.place)
     try:
         yield
     finally:
-        turn.acquire()
+        turn.take(_this_thread.place)
 
 
 def late(what: str, timeout_s: float) -> RetryError:
@@ -78,15 +113,17 @@ def late(what: str, timeout_s: float) -> RetryError:
     )
 
 
-def _serve(read: Callable[[Item], Result], calls: "SimpleQueue[tuple[Future[Result], Item] | None]", turn: Lock) -> None:
+def _serve(read: Callable[[Item], Result], calls: Calls[Item, Result], turn: Turn) -> None:
     _this_thread.turn = turn
     while (call := calls.get()) is not None:
-        future, item = call
-        if not future.set_running_or_notify_cancel():
+        if not call.future.set_running_or_notify_cancel():
             continue
+        _this_thread.place = call.place
         try:
-            with turn:
-                result = read(item)
-            future.set_result(result)
+            result = read(call.item)
         except BaseException as error:  # for whoever waits for it, in the other thread
-            future.set_exception(error)
+            call.future.set_exception(error)
+        else:
+            call.future.set_result(result)
+        finally:
+            turn.give(call.place)

@@ -55,6 +55,29 @@ def test_all_may_wait_at_once_and_one_works() -> None:
     assert list(read_ahead(read, range(6), depth=3, timeout_s=10.0)) == list(range(6))
 
 
+def test_of_those_whose_bytes_have_come_the_earliest_works_first() -> None:
+    first_works, come = threading.Event(), {1: threading.Event(), 2: threading.Event()}
+    worked = []
+
+    def read(item: int) -> None:
+        with waiting():
+            if item == 2:
+                first_works.wait(10.0)
+            if item == 1:
+                come[2].wait(10.0)
+                time.sleep(0.05)  # the third stands in line before the second
+            if item > 0:
+                come[item].set()
+        worked.append(item)
+        if item == 0:
+            first_works.set()
+            come[1].wait(10.0)
+            time.sleep(0.05)  # both stand in line
+
+    list(read_ahead(read, range(3), depth=3, timeout_s=10.0))
+    assert worked == [0, 1, 2]
+
+
 def test_who_waited_in_vain_works_on() -> None:
     def read(item: int) -> int:
         try:
