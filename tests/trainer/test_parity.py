@@ -133,3 +133,19 @@ def test_bf16_learns_under_fsdp2_as_it_does_alone(runner: Runner, alone: Finishe
     # bf16 keeps 8 bits: a product is off by up to 2^-9, and the loss averages thousands of them.
     np.testing.assert_allclose(single.losses[:3], alone.losses[:3], rtol=2**-7)
     np.testing.assert_allclose(sharded.losses, single.losses, rtol=2**-7)
+
+
+@pytest.mark.slow
+def test_float8_learns_under_fsdp2_as_it_does_alone_and_bf16_goes_on_with_its_checkpoint(runner: Runner) -> None:
+    short = ("parallel.precision=bf16", "steps=6", "checkpoint.every_steps=3")
+    bf16 = runner.run("beside-float8", *short)
+    single = runner.run("float8", *short, "parallel.fp8_linears=true")
+    sharded = runner.run("float8-fsdp2", *short, "parallel.fp8_linears=true", engine="fsdp2", processes=2)
+    # e4m3 keeps 4 bits; ranks scale by the largest value of their own tokens.
+    np.testing.assert_allclose(single.losses, bf16.losses, rtol=2**-5)
+    np.testing.assert_allclose(sharded.losses, single.losses, rtol=2**-5)
+    assert single.losses != bf16.losses
+    copy_less_newest_checkpoint(sharded.folder, runner.folder / "float8-to-bf16")
+    moved = runner.run("float8-to-bf16", *short)
+    assert "after step 3" in moved.output
+    np.testing.assert_allclose(moved.losses, sharded.losses, rtol=2**-5)

@@ -48,7 +48,7 @@ Recompute = Literal["none", "selective", "full"]
 
 
 class ParallelConfig(Section):
-    """What a step costs in time and memory; none of it changes what is learnt."""
+    """What a step costs in time and memory; none of it changes what is learnt, but for how it is rounded."""
 
     world_size: int | None = Field(None, ge=1)
     """Processes that must have started; none takes as many as there are. A wrong number ends the run at once."""
@@ -56,6 +56,8 @@ class ParallelConfig(Section):
     """Samples in one forward on one rank; none is global_batch / world_size. Smaller accumulates gradients."""
     precision: Literal["fp32", "bf16"] | None = None
     """Precision of the matrix products; none takes accelerate's mixed_precision, or fp32 without accelerate."""
+    fp8_linears: bool = False
+    """Multiply in float8 in the linear layers of blocks; wants precision bf16, Hopper or Ada, odonata[fp8], and compile to be faster."""
     activation_checkpointing: Recompute = "none"
     """What each block makes again in the backward: selective keeps products and attention, full nothing, for a third more compute."""
     compile: bool = False

@@ -7,8 +7,9 @@
     state              the logical state, live, for checkpoints
     state_was_loaded   to be called once a checkpoint was written into it
 
-Order of composition (each one line below): activation checkpointing, compilation, sharding, optimiser, moving average.
-Matrix products run in bf16 under autocast whatever the engine; the residual stream, norms, softmax and losses stay float32.
+Order of composition (each one line below): float8 products, activation checkpointing, compilation, sharding, optimiser, moving average.
+Matrix products run in bf16 under autocast whatever the engine, those of blocks in float8 where asked; the residual stream, norms,
+softmax and losses stay float32.
 FSDP2 gathers bf16 weights, ZeRO-3 float32 ones, twice the bytes. Every engine exchanges float32 gradients.
 """
 
@@ -31,6 +32,7 @@ from trainer.checkpoint.logical import logical_state
 from trainer.config.training import OptimConfig, ParallelConfig
 from trainer.optim import MovingAverage, build_optimizer, local_part, set_learning_rate
 from trainer.parallel.blocks import compile_blocks, recompute_activations
+from trainer.parallel.float8 import use_float8
 from trainer.parallel.fsdp2 import shard
 from trainer.parallel.launch import Launch
 from trainer.parallel.zero import Zero, shard_with_deepspeed
@@ -219,6 +221,7 @@ class ZeroEngine(Engine):
 def build_engine(model: PretrainingModel, launch: Launch, parallel: ParallelConfig, optim: OptimConfig) -> Engine:
     """Spread `model`, on its device already, over the ranks as `launch` says, and give it an optimiser."""
     depth, tokens = len(model.encoder.blocks), model.tokens_per_sample
+    use_float8(model, launch, parallel)
     recompute_activations(model, parallel.activation_checkpointing)
     if parallel.compile:
         compile_blocks(model)

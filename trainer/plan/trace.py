@@ -203,6 +203,9 @@ def record_step(
 ) -> Recorded:
     """Forward and backward of `samples` samples, stacks cut as `cut_stacks` does it."""
     launch = PaperLaunch(0, 0, shards, shards, "fsdp2", precision, Mesh(1, shards), reshard_after_forward=True)
+    parallel = config.parallel.model_copy(
+        update={"fp8_linears": False}
+    )  # no float8 was measured: planned as bf16, which takes more
     mode, peers = FakeTensorMode(), MeteredPeers(shards)
     with mode:
         model = assemble_model(config, peers=peers)
@@ -210,7 +213,7 @@ def record_step(
         fake_batch = resize_batch(batch, samples)
     with paper_ranks(shards), warnings.catch_warnings(), _collected_by_count_alone():
         warnings.filterwarnings("ignore", "Set timeout is now only supported")
-        engine = build_engine(model, launch, config.parallel, config.optim)  # outside of the mode: its mesh must be real
+        engine = build_engine(model, launch, parallel, config.optim)  # outside of the mode: its mesh must be real
         recorder = _Recorder(model)
         recorder.track_inputs((fake_batch.shared, fake_batch.prepared))
         with mode, recorder:

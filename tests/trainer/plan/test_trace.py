@@ -25,6 +25,13 @@ def test_a_timeline_of_two_batches_is_that_of_a_third(timeline: Timeline) -> Non
     assert timeline.traffic(7) == pytest.approx(recorded.traffic)
 
 
+def test_a_run_in_float8_is_planned_as_one_in_bf16() -> None:
+    plain = run_config()
+    float8 = plain.model_copy(update={"parallel": plain.parallel.model_copy(update={"fp8_linears": True})})
+    recorded = [record_step(config, build_blank_batch(config), 2, "bf16", (1, None), samples=2) for config in (plain, float8)]
+    assert recorded[0].events == recorded[1].events
+
+
 def test_a_step_leaves_shards_and_their_gradients(timeline: Timeline) -> None:
     left = dict(zip(CATEGORIES, timeline.replay(4)[-1], strict=True))
     assert left["shards"] > 0
