@@ -97,6 +97,14 @@ def test_what_has_no_float8_products_is_refused(launch: Launch, words: str) -> N
         use_float8(build_croco(), launch, FLOAT8)
 
 
+def test_a_gpu_without_float8_products_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    with pytest.raises(ConfigError, match=r"NVIDIA A100 does not multiply float8 \(from compute capability 8\.9 on"):
+        use_float8(build_croco(), ALONE, FLOAT8)
+
+
 def test_torchao_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(ConfigError, match=r"pip install 'odonata\[fp8\]'"):
