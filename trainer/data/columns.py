@@ -105,6 +105,5 @@ def is_whole(folder: Path) -> bool:
 def _map_array(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if 0 in shape:  # an empty file region cannot be mapped
         return np.load(path, allow_pickle=False)
-    return np.asarray(
-        np.load(path, mmap_mode="r", allow_pickle=False)
-    )  # of the same pages; an index into a memmap is four times as slow
+    # A plain array of the same pages: an index into numpy's memmap is four times as slow.
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
