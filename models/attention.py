@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 Backend = Literal["xformers", "sdpa"]
 
@@ -116,7 +117,8 @@ def _attend_sdpa(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
 def _attend_equal(q: Tensor, k: Tensor, v: Tensor, *, count: int) -> Tensor:
     """`count` sequences of equal lengths as one batch."""
     batched = tuple(x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))  # (count, A, n, D)
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and len(k) <= count * _SHORT:
+    is_real = not isinstance(q, FakeTensor)  # a plan's tensors lie on a CPU and stand for a GPU's
+    if is_real and q.device.type == "cpu" and q.dtype == torch.bfloat16 and len(k) <= count * _SHORT:
         with torch.autocast("cpu", enabled=False):
             attended = F.scaled_dot_product_attention(*(x.float() for x in batched)).to(q.dtype)
     else:

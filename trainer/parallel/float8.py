@@ -1,11 +1,11 @@
 """Linear layers of transformer blocks in float8, by torchao.
 
-Weights, moments and checkpoints stay as they are. For a product both factors are divided by their largest value, as it is in that moment,
+Weights, moments and checkpoints stay as they are. For a product both factors are scaled by their largest value, as it is in that moment,
 and rounded to 8 bits: weights and tokens to e4m3, gradients to e5m2 (Micikevicius et al. 2022); sums are float32, results bf16. What
-rounding takes is a relative 1/16 of each factor at most. Everything else of a block, and all that is no block (patches, predictions,
-heads), stays as `parallel.precision` has it.
+rounding takes of a factor is 1/16 of it at most, of a gradient 1/8. Everything else of a block, and all that is no block (patches,
+predictions, heads), stays as `parallel.precision` has it.
 
-A GPU multiplies float8 from Ada and Hopper on (compute capability 8.9). A CPU rounds as such a GPU does and multiplies in bf16: slower
+A GPU multiplies float8 from Ada and Hopper on (compute capability 8.9). A CPU rounds as such a GPU does and multiplies in float32: slower
 than without, for tests and for a look at what 8 bits do to a loss. Nobody has run this on a GPU here.
 """
 

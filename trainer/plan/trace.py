@@ -203,9 +203,8 @@ def record_step(
 ) -> Recorded:
     """Forward and backward of `samples` samples, stacks cut as `cut_stacks` does it."""
     launch = PaperLaunch(0, 0, shards, shards, "fsdp2", precision, Mesh(1, shards), reshard_after_forward=True)
-    parallel = config.parallel.model_copy(
-        update={"fp8_linears": False}
-    )  # no float8 was measured: planned as bf16, which takes more
+    # No float8 was measured: planned as bf16, which takes more.
+    parallel = config.parallel.model_copy(update={"fp8_linears": False})
     mode, peers = FakeTensorMode(), MeteredPeers(shards)
     with mode:
         model = assemble_model(config, peers=peers)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import models.attention
 from models.flops import train_flops
 from tests.trainer.plan.short import run_config
 from trainer.plan.samples import build_blank_batch
@@ -30,6 +31,13 @@ def test_a_run_in_float8_is_planned_as_one_in_bf16() -> None:
     float8 = plain.model_copy(update={"parallel": plain.parallel.model_copy(update={"fp8_linears": True})})
     recorded = [record_step(config, build_blank_batch(config), 2, "bf16", (1, None), samples=2) for config in (plain, float8)]
     assert recorded[0].events == recorded[1].events
+
+
+def test_a_plan_does_not_take_the_way_round_that_cpus_take_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config()
+    recorded = record_step(config, build_blank_batch(config), 2, "bf16", (1, None), samples=2)
+    monkeypatch.setattr(models.attention, "_SHORT", 0)
+    assert record_step(config, build_blank_batch(config), 2, "bf16", (1, None), samples=2).events == recorded.events
 
 
 def test_a_step_leaves_shards_and_their_gradients(timeline: Timeline) -> None:
