@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.config.data import AugmentConfig, ImagePairsData
 from trainer.data.decode import decode_window, read_bytes, read_size, split_colours
+from trainer.data.read_ahead import waiting
 from trainer.data.source import Room, Sample, new_room
 from trainer.data.transforms import draw_colours, draw_window, place_window
 from trainer.errors import DataError
@@ -64,7 +65,8 @@ class ImagePairSource:
     ) -> np.ndarray:
         """One image as (1, 1, 3, H, W)."""
         path, clip = self.config.root / self.paths[index, view].decode(), self.name(index)
-        data = read_bytes(path, clip=clip)
+        with waiting():
+            data = read_bytes(path, clip=clip)
         size_px = read_size(data, clip=clip, file=str(path))
         out_size_px = (self.config.clip.width_px, self.config.clip.height_px)
         if self.augment is None:

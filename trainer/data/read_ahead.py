@@ -93,7 +93,10 @@ def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], *, depth: 
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Around whatever waits for a store or a disk: meanwhile another thread of the same `read_ahead` works. Nothing on other threads."""
+    """Around whatever waits for a store or a disk: meanwhile another thread of the same `read_ahead` works. Nothing on other threads.
+
+    One such block does not lie in another: the inner one's turn would be waited for by the outer one.
+    """
     turn: Turn | None = getattr(_this_thread, "turn", None)
     if turn is None:
         yield

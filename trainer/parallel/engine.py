@@ -221,7 +221,8 @@ class ZeroEngine(Engine):
 def build_engine(model: PretrainingModel, launch: Launch, parallel: ParallelConfig, optim: OptimConfig) -> Engine:
     """Spread `model`, on its device already, over the ranks as `launch` says, and give it an optimiser."""
     depth, tokens = len(model.encoder.blocks), model.tokens_per_sample
-    use_float8(model, launch, parallel)
+    if parallel.fp8_linears:
+        use_float8(model, launch)
     recompute_activations(model, parallel.activation_checkpointing)
     if parallel.compile:
         compile_blocks(model)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config.training import ParallelConfig
 from trainer.errors import ConfigError
 from trainer.parallel.blocks import is_block
 from trainer.parallel.launch import Launch
@@ -24,10 +23,8 @@ _MULTIPLE = 16
 _LEAST_CAPABILITY = (8, 9)
 
 
-def use_float8(model: nn.Module, launch: Launch, parallel: ParallelConfig) -> None:
-    """Have the linear layers of all blocks of `model` multiply in float8, if the run asks for it; ConfigError where that cannot be."""
-    if not parallel.fp8_linears:
-        return
+def use_float8(model: nn.Module, launch: Launch) -> None:
+    """Have the linear layers of all blocks of `model` multiply in float8; ConfigError where that cannot be."""
     _check(launch)
     convert, config = _import_torchao(emulate=launch.device.type == "cpu")
     for block in filter(is_block, model.modules()):

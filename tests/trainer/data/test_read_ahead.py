@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,15 @@ from hypothesis import strategies as st
 
 from trainer.data.read_ahead import read_ahead, waiting
 from trainer.errors import RetryError
+
+
+@pytest.fixture(autouse=True)
+def no_thread_outlives_its_test() -> Iterator[None]:
+    """They end soon after they are told to; another test that counts threads would count them."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5.0)
 
 
 class Reads:

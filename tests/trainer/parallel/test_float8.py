@@ -33,7 +33,7 @@ def is_float8(module: nn.Module) -> bool:
 
 def test_linear_layers_of_blocks_and_no_others_change_their_class_and_no_weight_its_name_or_value() -> None:
     model, plain = build_croco(), build_croco()
-    use_float8(model, ALONE, FLOAT8)
+    use_float8(model, ALONE)
     converted = {name for name, module in model.named_modules() if is_float8(module)}
     assert converted == {name for name, module in plain.named_modules() if isinstance(module, nn.Linear) and "blocks." in name}
     assert any(isinstance(module, nn.Linear) and not is_float8(module) for module in model.modules())
@@ -43,7 +43,7 @@ def test_linear_layers_of_blocks_and_no_others_change_their_class_and_no_weight_
 
 def test_nothing_changes_unless_it_is_asked_for() -> None:
     model = build_croco()
-    use_float8(model, ALONE, ParallelConfig())
+    build_engine(model, ALONE, ParallelConfig(), OptimConfig())
     assert not any(map(is_float8, model.modules()))
 
 
@@ -53,7 +53,7 @@ def test_a_product_is_as_near_to_the_exact_one_as_two_roundings_to_three_bits_al
     x = torch.randn(21, block.mlp.fc1.in_features)  # filled up to 32 tokens in the backward
     exact = block.mlp.fc1(x).detach()
     sizes = x.abs() @ block.mlp.fc1.weight.abs().T
-    use_float8(nn.ModuleList([block]), ALONE, FLOAT8)
+    use_float8(nn.ModuleList([block]), ALONE)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = block.mlp.fc1(x).float()
     half_a_step = 2.0**-4  # e4m3 has three bits behind the point
@@ -80,7 +80,7 @@ def test_it_learns_as_bf16_does() -> None:
 def test_widths_that_are_no_multiple_of_16_stay_as_they_are() -> None:
     model = build_croco()
     model.encoder.blocks[0].mlp.fc2 = build_linear(24, 40)
-    use_float8(model, ALONE, FLOAT8)
+    use_float8(model, ALONE)
     assert not is_float8(model.encoder.blocks[0].mlp.fc2) and is_float8(model.encoder.blocks[0].mlp.fc1)
 
 
@@ -94,7 +94,7 @@ def test_widths_that_are_no_multiple_of_16_stay_as_they_are() -> None:
 )
 def test_what_has_no_float8_products_is_refused(launch: Launch, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        use_float8(build_croco(), launch, FLOAT8)
+        use_float8(build_croco(), launch)
 
 
 def test_a_gpu_without_float8_products_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +102,10 @@ def test_a_gpu_without_float8_products_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     with pytest.raises(ConfigError, match=r"NVIDIA A100 does not multiply float8 \(from compute capability 8\.9 on"):
-        use_float8(build_croco(), ALONE, FLOAT8)
+        use_float8(build_croco(), ALONE)
 
 
 def test_torchao_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(ConfigError, match=r"pip install 'odonata\[fp8\]'"):
-        use_float8(build_croco(), ALONE, FLOAT8)
+        use_float8(build_croco(), ALONE)
