@@ -36,37 +36,31 @@ RUN = Path(__file__).parents[1] / "launch" / "runs" / "transfer.yaml"
 SCRATCH = "scratch"
 _LIKE = "croco"
 """The pre-training whose encoder a fresh one has the shape of."""
-IMAGES = 10_800
-"""That every encoder is pre-trained on, counted as often as they are encoded."""
-SCENES = 32
+SCENES, DURATION_S = 96, 3
 CLIPS = 100
 """Held-out clips that are scored."""
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """One way to pre-train; `images` of a sample are encoded."""
+    """One way to pre-train; all take about as many minutes of a core."""
 
+    steps: int
     samples: int
     """In a step."""
-    images: int
     overrides: tuple[str, ...]
-
-    @property
-    def steps(self) -> int:
-        return IMAGES // (self.samples * self.images)
 
 
 _CROCO = "{kind: croco, decoder: tiny, mask: {ratio: 0.8}}"
 _SIMIPU = "{kind: simipu, points: tiny}"
-_MIM4D = "{kind: mim4d, volume: tiny, mask_ratio: 0.5, mask_cell_px: 16, rays: 32}"
+_MIM4D = "{kind: mim4d, volume: tiny, mask_ratio: 0.3, mask_cell_px: 16, rays: 16}"
 _INSTANTS = ("data.clip.frames=3", "data.clip.spacing_s=0.5", "data.augment.crop_share=[0.95,1.0]")
 PRETRAININGS: Mapping[str, Pretraining] = {
-    "mae": Pretraining(36, 1, ("objectives=[{kind: mae, decoder: tiny, mask: {ratio: 0.75}}]",)),
-    "croco": Pretraining(18, 2, (f"objectives=[{_CROCO}]",)),
-    "simipu": Pretraining(6, 6, (f"objectives=[{_SIMIPU}]",)),
-    "mim4d": Pretraining(2, 18, (f"objectives=[{_MIM4D}]", *_INSTANTS)),
-    "mix": Pretraining(1, 2 * 3 + 18 + 18, (f"objectives=[{_CROCO}, {_SIMIPU}, {_MIM4D}]", *_INSTANTS)),
+    "mae": Pretraining(1500, 36, ("objectives=[{kind: mae, decoder: tiny, mask: {ratio: 0.75}}]",)),
+    "croco": Pretraining(1500, 18, (f"objectives=[{_CROCO}]",)),
+    "simipu": Pretraining(900, 6, (f"objectives=[{_SIMIPU}]",)),
+    "mim4d": Pretraining(600, 2, (f"objectives=[{_MIM4D}]", *_INSTANTS)),
+    "mix": Pretraining(400, 1, (f"objectives=[{_CROCO}, {_SIMIPU}, {_MIM4D}]", *_INSTANTS)),
 }
 
 
@@ -78,20 +72,27 @@ class Task:
     """That claims are judged by."""
     lower_is_better: bool
     steps: int
+    lr: float
+    """Of the head; fine-tuned blocks learn at layer_decay of it."""
     modes: tuple[str, ...]
     overrides: tuple[str, ...]
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """All that differs from the task's protocol, but for the steps."""
+        return (f"optim.lr={self.lr}", *self.overrides)
 
 
 _BOTH, _FROZEN = ("frozen", "finetuned"), ("frozen",)
 _FOUR = "global_batch=4"
-_LIFT = "objectives.0.lift={cell_m: 2.0, depth_bins: 30, channels: 16, width: 32}"
+_LIFT = "objectives.0.lift={cell_m: 2.0, far_m: 33.0, depth_bins: 32, channels: 32, width: 32}"
 TASKS: Mapping[str, Task] = {
-    "depth": Task("abs_rel", True, 100, _BOTH, (_FOUR, "objectives.0.head_width=32")),
-    "pose": Task("median_cm", True, 300, _BOTH, ("data.pairs.max_gap_s=0.1",)),
-    "flow": Task("epe_px", True, 150, _FROZEN, ()),
-    "bev": Task("drivable_iou", False, 200, _BOTH, (_FOUR, _LIFT, "objectives.0.cell_m=1.0")),
-    "detection": Task("NDS", False, 100, _FROZEN, (_FOUR, _LIFT)),
-    "map": Task("mAP", False, 100, _FROZEN, (_FOUR, _LIFT)),
+    "depth": Task("abs_rel", True, 100, 1e-3, _BOTH, (_FOUR, "objectives.0.head_width=32")),
+    "pose": Task("median_cm", True, 200, 1e-3, _BOTH, ("data.pairs.max_gap_s=0.1",)),
+    "flow": Task("epe_px", True, 150, 1e-3, _FROZEN, ()),
+    "bev": Task("drivable_iou", False, 300, 2e-3, _BOTH, (_FOUR, _LIFT, "objectives.0.cell_m=1.0")),
+    "detection": Task("NDS", False, 100, 1e-3, _FROZEN, (_FOUR, _LIFT)),
+    "map": Task("mAP", False, 100, 1e-3, _FROZEN, (_FOUR, _LIFT)),
 }
 
 
@@ -224,7 +225,7 @@ def _evaluation_cell(folder: Path, task: str, name: str, mode: str, seed: int) -
         str(out),
         "observe.metrics_port=null",
         "observe.evaluate_clips=16",
-        *TASKS[task].overrides,
+        *TASKS[task].settings,
     )
     return Cell(out, ("evaluate", task, "--encoder", *encoder, *how, *data, *rest))
 
@@ -232,7 +233,7 @@ def _evaluation_cell(folder: Path, task: str, name: str, mode: str, seed: int) -
 def synthesize(city: Path) -> None:
     """The world of the study, unless it is there; every fourth scene is held out."""
     if not city.is_dir():
-        size = ("--scenes", str(SCENES), "--duration-s", "6", "--scale", "0.125")
+        size = ("--scenes", str(SCENES), "--duration-s", str(DURATION_S), "--scale", "0.125")
         subprocess.run([sys.executable, "-m", "odonata", "synthesize", "--out", str(city), *size], check=True, stdout=sys.stderr)
 
 
