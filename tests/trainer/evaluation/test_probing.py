@@ -20,6 +20,7 @@ import torch
 
 from tests.monitoring.test_exporter import fetch
 from tests.runs import ROOT, Runner
+from tests.s3_server import S3Server
 from tests.trainer.test_parity import final_weights
 from trainer.checkpoint.catalog import find_saves
 from trainer.checkpoint.manager import find_one, read_tensors
@@ -51,7 +52,7 @@ def plan(city: Path) -> Iterator[Callable[..., Probes]]:
     """Plans probes that live as long as the test."""
     with ExitStack() as stack:
 
-        def enter(run: Path, tasks: Sequence[str] = ("depth",), **changes: Any) -> Probes:
+        def enter(run: Path | str, tasks: Sequence[str] = ("depth",), **changes: Any) -> Probes:
             data = [f"root={city}", "kind=synthetic", "workers=0", "cameras=[CAM_FRONT]"]
             settings: dict[str, Any] = {"every_steps": 10, "clips": 4, "steps": 4, "data": data, "overrides": SMALL}
             return stack.enter_context(planned_probes(str(run), list(tasks), **(settings | changes)))
@@ -116,6 +117,17 @@ def test_the_same_checkpoint_comes_to_the_same_figures(
     (again / "probes" / "depth" / "step-00000010.json").unlink()
     follow_run(plan(again), alone, once=True)
     assert records(again)["step-00000010.json"]["figures"] == before["figures"]
+
+
+def test_a_run_in_s3_is_probed_as_the_same_one_in_a_folder(
+    trained: Path, probed: Path, plan: Callable[..., Probes], alone: Launch, s3_server: S3Server, s3_owner: None
+) -> None:
+    store = open_store(f"s3://{s3_server.bucket}/probed", s3_server.config())
+    for path in (path for path in trained.rglob("*") if path.is_file()):
+        store.put(path.relative_to(trained).as_posix(), path.read_bytes())
+    follow_run(plan(store.uri, store=s3_server.config()), alone, once=True)
+    in_s3, in_folder = (read_probes(of)["depth"] for of in (store, open_store(probed)))
+    assert [(probe.step, probe.figures) for probe in in_s3] == [(probe.step, probe.figures) for probe in in_folder]
 
 
 def test_what_is_copied_is_the_encoder_of_that_checkpoint_and_the_decoder(run: Path, plan: Callable[..., Probes]) -> None:
