@@ -59,7 +59,7 @@ PRETRAININGS: Mapping[str, Pretraining] = {
     "mae": Pretraining(1500, 36, ("objectives=[{kind: mae, decoder: tiny, mask: {ratio: 0.75}}]",)),
     "croco": Pretraining(1500, 18, (f"objectives=[{_CROCO}]",)),
     "simipu": Pretraining(900, 6, (f"objectives=[{_SIMIPU}]",)),
-    "mim4d": Pretraining(600, 2, (f"objectives=[{_MIM4D}]", *_INSTANTS)),
+    "mim4d": Pretraining(1000, 1, (f"objectives=[{_MIM4D}]", *_INSTANTS)),
     "mix": Pretraining(400, 1, (f"objectives=[{_CROCO}, {_SIMIPU}, {_MIM4D}]", *_INSTANTS)),
 }
 
@@ -90,7 +90,7 @@ TASKS: Mapping[str, Task] = {
     "depth": Task("abs_rel", True, 100, 1e-3, _BOTH, (_FOUR, "objectives.0.head_width=32")),
     "pose": Task("median_cm", True, 200, 1e-3, _BOTH, ("data.pairs.max_gap_s=0.1",)),
     "flow": Task("epe_px", True, 150, 1e-3, _FROZEN, ()),
-    "bev": Task("drivable_iou", False, 200, 2e-3, _BOTH, (_FOUR, _LIFT, "objectives.0.cell_m=1.0")),
+    "bev": Task("drivable_iou", False, 300, 2e-3, _BOTH, (_FOUR, _LIFT, "objectives.0.cell_m=1.0")),
     "detection": Task("NDS", False, 100, 1e-3, _FROZEN, (_FOUR, _LIFT)),
     "map": Task("mAP", False, 100, 1e-3, _FROZEN, (_FOUR, _LIFT)),
 }
