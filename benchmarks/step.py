@@ -41,6 +41,7 @@ from models.batch import Batch
 from models.config import ENCODER_SHAPES, CrocoConfig, EncoderConfig
 from models.layers import Block, Pack
 from models.pretraining import build_model, build_preparations
+from trainer.assembly import assemble_model
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.config.load import load_run_config
 from trainer.config.run import RunConfig
@@ -158,7 +159,7 @@ def compare_with_quiet(run: str, city: Path, pairs: int) -> tuple[dict[str, floa
         sizes = ["global_batch=1", f"steps={2 * pairs + 4}", "optim.warmup_steps=0", "data.workers=1", "data.kind=synthetic"]
         config = load_run_config(Path(run), [f"data.root={city}", f"run.uri={folder}/run", *sizes])
         torch.manual_seed(0)
-        model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras)
+        model = assemble_model(config)
         engine = build_engine(model, _ALONE, config.parallel, config.optim)
         with reading(config) as batches:
             resident = next(batches)

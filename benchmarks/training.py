@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from models.pretraining import PretrainingModel, build_model, build_preparations
+from models.pretraining import PretrainingModel, build_preparations
+from trainer.assembly import assemble_model
 from trainer.checkpoint.manager import load_into_model
 from trainer.config.load import load_run_config
 from trainer.config.run import RunConfig
@@ -70,7 +71,7 @@ def train_run(config: Path, folder: Path, city: Path, *overrides: str) -> Traine
 def load_model(run: TrainedRun) -> PretrainingModel:
     """The model of a run's last checkpoint."""
     config = run.config
-    model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras)
+    model = assemble_model(config)
     warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # so DCP says of one process
     load_into_model(open_store(run.folder), model, parts="model")
     return model.eval()

@@ -1,4 +1,4 @@
-"""The model of a run, for whoever trains it, counts its operations or traces it on paper."""
+"""The model of a run, for whoever trains it, scores it, draws with it, counts its operations or traces it on paper."""
 
 from models.peers import ALONE, Peers
 from models.pretraining import PretrainingModel, build_model

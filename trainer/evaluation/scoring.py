@@ -14,7 +14,8 @@ import torch
 
 from models.batch import Batch
 from models.objectives.base import Preparation
-from models.pretraining import PretrainingModel, build_model, build_preparations
+from models.pretraining import PretrainingModel, build_preparations
+from trainer.assembly import assemble_model
 from trainer.checkpoint.manager import load_into_model
 from trainer.config.run import RunConfig
 from trainer.data.build import Split, build_source
@@ -49,7 +50,7 @@ def score_run(config: RunConfig, task: TaskName, *, clips: int, device: torch.de
     """The figures of a run that has ended, on at most `clips` held-out clips; files of its answers go beside it."""
     store = open_store(config.run.uri, config.store)
     config = pin_data(config, store)
-    model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras)
+    model = assemble_model(config)
     load_into_model(store, model, parts="model")
     scored = score_model(model.to(device).eval(), config, task, clips=clips, device=device)
     for name, content in scored.files.items():

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from models.geometry import project
 from models.images import paint_depth, paint_points
-from models.pretraining import build_model, build_preparations
+from models.pretraining import build_preparations
 from models.wireframes import draw_boxes, draw_from_above
+from trainer.assembly import assemble_model
 from trainer.checkpoint.manager import load_into_model
 from trainer.checkpoint.tools import CONFIG, read_run_config
 from trainer.config.data import DataConfig, DrivesData
@@ -169,7 +170,7 @@ def draw_objectives(config: RunConfig, store: Store, clip: str) -> list[Shown]:
     one = OneClip(source, find_clip(source, clip))
     samples = PlacedSamples(one, Order(config.seed, portions_of(one), 1), preparations)
     (batch,) = read_batches(samples, PlaceSampler(Share(0, 1, 1, 1), 0, 1), workers=0)
-    model = build_model(config.encoder, config.objectives, config.token_grid, cameras=config.cameras)
+    model = assemble_model(config)
     record = load_into_model(store, model, parts="model")
     with torch.no_grad():
         drawn = model.eval()(batch, "draw")
