@@ -10,7 +10,8 @@ command in a folder of its own, which is trained once: a second call goes on whe
 
 JSON keys: cells (task, pretraining, mode, seed, metric, value: one object each), table (task -> metric -> "pretraining, mode" -> mean
 and half_width of its 95 % interval), differences (each pre-training less scratch, paired by seed), claims (text, holds, why),
-minutes (of a core, by cell), cpu_minutes (their sum), seeds, missing (cells that have not ended).
+protocol (how each task and pre-training was run: cells of another one are not taken from an earlier report), minutes (of a core, by
+cell), cpu_minutes (their sum), seeds, missing (cells that have not ended).
 """
 
 import itertools
@@ -181,11 +182,24 @@ def main() -> None:
     tell(Report("transfer", arguments), arguments, known, pretrained, evaluated)
 
 
+def write_protocol() -> dict[str, list[str]]:
+    """What makes cells comparable: how each task and each pre-training is run here."""
+    tasks = {name: [f"steps={task.steps}", *task.settings] for name, task in TASKS.items()}
+    pretrainings = {
+        name: [f"steps={how.steps}", f"global_batch={how.samples}", *how.overrides] for name, how in PRETRAININGS.items()
+    }
+    return {**tasks, **pretrainings}
+
+
 def read_known(report: Path) -> Known:
-    """The cells of a saved report."""
+    """The cells of a saved report, but for those of tasks and pre-trainings that are run in another way now."""
     saved = json.loads(report.read_text())
+    protocol = write_protocol()
+    same = {SCRATCH} | {name for name in protocol if saved["protocol"].get(name) == protocol[name]}
     values: dict[Key, dict[str, float]] = {}
     for cell in saved["cells"]:
+        if not {cell["task"], cell["pretraining"]} <= same:
+            continue
         key = (cell["task"], cell["pretraining"], cell["mode"], cell["seed"])
         values.setdefault(key, {})[cell["metric"]] = cell["value"]
     return Known(values, saved["minutes"])
@@ -291,6 +305,7 @@ def tell(report: Report, arguments: Namespace, known: Known, pretrained: Sequenc
                 if len(paired_differences(values, task, name, SCRATCH, mode)) > 1
             },
             "claims": claims,
+            "protocol": write_protocol(),
             "minutes": minutes,
             "cpu_minutes": sum(minutes.values()),
             "seeds": arguments.seeds,

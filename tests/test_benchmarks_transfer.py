@@ -82,6 +82,7 @@ def test_cells_of_an_earlier_report_are_neither_run_nor_pretrained_for(tmp_path:
             for name in (SCRATCH, "mae")
             for mode in TASKS["depth"].modes
         ],
+        "protocol": transfer.write_protocol(),
         "minutes": {"pretrained/mae-0": 2.0},
     }
     (tmp_path / "earlier.json").write_text(json.dumps(earlier))
@@ -91,6 +92,17 @@ def test_cells_of_an_earlier_report_are_neither_run_nor_pretrained_for(tmp_path:
     pretrained, evaluated = list_cells(tmp_path, ["mae", "simipu"], ["depth"], 0, known.values)
     assert [cell.name for cell in pretrained] == ["pretrained/simipu-0"]
     assert {name for _, name, _, _ in evaluated} == {"simipu"}
+
+
+@pytest.mark.parametrize(("changed", "kept"), [("depth", set()), ("mae", {SCRATCH}), ("pose", {SCRATCH, "mae"})])
+def test_cells_of_another_protocol_are_not_taken_from_an_earlier_report(changed: str, kept: set[str], tmp_path: Path) -> None:
+    cells = [
+        {"task": "depth", "pretraining": name, "mode": "frozen", "seed": 0, "metric": "abs_rel", "value": 0.5}
+        for name in (SCRATCH, "mae")
+    ]
+    protocol = {**transfer.write_protocol(), changed: ["steps=1"]}
+    (tmp_path / "earlier.json").write_text(json.dumps({"cells": cells, "protocol": protocol, "minutes": {}}))
+    assert {name for _, name, _, _ in transfer.read_known(tmp_path / "earlier.json").values} == kept
 
 
 def test_a_fresh_encoder_is_like_crocos_which_is_pretrained_for_it(tmp_path: Path) -> None:
