@@ -38,6 +38,8 @@ SCRATCH = "scratch"
 _LIKE = "croco"
 """The pre-training whose encoder a fresh one has the shape of."""
 SCENES, DURATION_S = 96, 3
+_COLUMNS = 5
+"""Of pictures in a row of the figure."""
 CLIPS = 100
 """Held-out clips that are scored."""
 
@@ -394,8 +396,13 @@ def plot(values: Values, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     shown = [(task, mode) for task in TASKS for mode in TASKS[task].modes if any(key[0] == task for key in values)]
-    figure, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 3.2), sharey=True, layout="constrained", squeeze=False)
-    for axis, (task, mode) in zip(axes[0], shown, strict=True):
+    columns = min(_COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    size = (2.6 * columns, 2.6 * rows + 0.4)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis, (task, mode) in zip(axes.flat, shown, strict=False):
         of_scratch = [figures[TASKS[task].metric] for key, figures in values.items() if key[:3] == (task, SCRATCH, mode)]
         axis.axvline(0, color="0.6", linewidth=1)
         for place, name in enumerate(PRETRAININGS):
