@@ -38,10 +38,10 @@ SCRATCH = "scratch"
 _LIKE = "croco"
 """The pre-training whose encoder a fresh one has the shape of."""
 SCENES, DURATION_S = 96, 3
-_COLUMNS = 5
-"""Of pictures in a row of the figure."""
 CLIPS = 100
 """Held-out clips that are scored."""
+_COLUMNS = 5
+"""Of pictures in a row of the figure."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Pretraining:
     samples: int
     """In a step."""
     overrides: tuple[str, ...]
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """All that differs from the run config, but for seed and places."""
+        return (f"steps={self.steps}", f"global_batch={self.samples}", *self.overrides)
 
 
 _CROCO = "{kind: croco, decoder: tiny, mask: {ratio: 0.8}}"
@@ -187,10 +192,7 @@ def main() -> None:
 def write_protocol() -> dict[str, list[str]]:
     """What makes cells comparable: how each task and each pre-training is run here."""
     tasks = {name: [f"steps={task.steps}", *task.settings] for name, task in TASKS.items()}
-    pretrainings = {
-        name: [f"steps={how.steps}", f"global_batch={how.samples}", *how.overrides] for name, how in PRETRAININGS.items()
-    }
-    return {**tasks, **pretrainings}
+    return {**tasks, **{name: list(how.settings) for name, how in PRETRAININGS.items()}}
 
 
 def read_known(report: Path) -> Known:
@@ -222,10 +224,9 @@ def list_cells(
 
 
 def _pretraining_cell(folder: Path, name: str, seed: int) -> Cell:
-    how, run = PRETRAININGS[name], folder / "pretrained" / f"{name}-{seed}"
-    sizes = (f"seed={seed}", f"steps={how.steps}", f"global_batch={how.samples}")
+    run = folder / "pretrained" / f"{name}-{seed}"
     places = (f"data.root={folder / 'city'}", f"run.uri={run}", "observe.metrics_port=null")
-    return Cell(run, ("train", str(RUN), *places, *sizes, *how.overrides))
+    return Cell(run, ("train", str(RUN), *places, f"seed={seed}", *PRETRAININGS[name].settings))
 
 
 def _evaluation_cell(folder: Path, task: str, name: str, mode: str, seed: int) -> Cell:
@@ -402,7 +403,7 @@ def plot(values: Values, path: Path) -> None:
     figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, layout="constrained", squeeze=False)
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
-    for axis, (task, mode) in zip(axes.flat, shown, strict=False):
+    for axis, (task, mode) in zip(axes.flat[: len(shown)], shown, strict=True):
         of_scratch = [figures[TASKS[task].metric] for key, figures in values.items() if key[:3] == (task, SCRATCH, mode)]
         axis.axvline(0, color="0.6", linewidth=1)
         for place, name in enumerate(PRETRAININGS):

@@ -21,6 +21,7 @@ from typing import Any
 
 from trainer.config.store import StoreConfig
 from trainer.store import s3
+from trainer.store.base import Store
 
 _PORTS = ("master.port", "volume.port", "filer.port", "s3.port", "admin.port")
 _GRPC = 10_000  # SeaweedFS listens on every port + this, too
@@ -47,6 +48,12 @@ def forget_clients() -> None:
     """Let stores of this process look for credentials again."""
     s3._client.cache_clear()
     s3._range_reader.cache_clear()
+
+
+def upload(folder: Path, store: Store) -> None:
+    """Put every file of `folder` into `store`, by its path there."""
+    for path in filter(Path.is_file, folder.rglob("*")):
+        store.put(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def find_weed() -> Path | None:

@@ -9,11 +9,12 @@ import pytest
 from benchmarks import transfer
 from benchmarks.transfer import CLAIMS, PRETRAININGS, SCRATCH, TASKS, Cell, judge, list_cells, paired_differences, tabulate
 from models.config import EncoderConfig
+from tests.runs import ROOT
 from trainer.config.load import load_run_config
 from trainer.evaluation.planning import ChosenEncoder, plan_run
 from trainer.evaluation.protocol import PROTOCOLS, Mode
 
-STUDY = Path(__file__).parents[1] / "docs" / "study.md"
+STUDY = ROOT / "docs" / "study.md"
 
 
 def values_of(task: str, **of_names: list[float]) -> dict[tuple[str, str, str, int], dict[str, float]]:

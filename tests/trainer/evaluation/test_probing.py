@@ -20,7 +20,7 @@ import torch
 
 from tests.monitoring.test_exporter import fetch
 from tests.runs import ROOT, Runner
-from tests.s3_server import S3Server
+from tests.s3_server import S3Server, upload
 from tests.trainer.test_parity import final_weights
 from trainer.checkpoint.catalog import find_saves
 from trainer.checkpoint.manager import find_one, read_tensors
@@ -123,8 +123,7 @@ def test_a_run_in_s3_is_probed_as_the_same_one_in_a_folder(
     trained: Path, probed: Path, plan: Callable[..., Probes], alone: Launch, s3_server: S3Server, s3_owner: None
 ) -> None:
     store = open_store(f"s3://{s3_server.bucket}/probed", s3_server.config())
-    for path in (path for path in trained.rglob("*") if path.is_file()):
-        store.put(path.relative_to(trained).as_posix(), path.read_bytes())
+    upload(trained, store)
     follow_run(plan(store.uri, store=s3_server.config()), alone, once=True)
     in_s3, in_folder = (read_probes(of)["depth"] for of in (store, open_store(probed)))
     assert [(probe.step, probe.figures) for probe in in_s3] == [(probe.step, probe.figures) for probe in in_folder]

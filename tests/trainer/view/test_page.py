@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from odonata.door import app
 from tests.runs import Finished, Runner
-from tests.s3_server import S3Server
+from tests.s3_server import S3Server, upload
 from tests.trainer.test_card import EVALUATION, probe
 from tests.trainer.test_objectives_together import OBJECTIVES, TOGETHER
 from trainer.errors import CheckpointError, ConfigError
@@ -161,8 +161,7 @@ def test_a_clip_of_the_run_is_shown_with_what_each_objective_draws_for_it(finish
 def test_a_run_on_s3_has_the_page_that_it_has_in_a_folder(copied: Path, s3_server: S3Server, s3_owner: None) -> None:
     shutil.rmtree(copied / "checkpoints")
     store = open_store(f"s3://{s3_server.bucket}/view/copied", s3_server.config())
-    for path in filter(Path.is_file, copied.rglob("*")):
-        store.put(path.relative_to(copied).as_posix(), path.read_bytes())
+    upload(copied, store)
     assert write_page(store) == view(copied)[1]
 
 
