@@ -29,6 +29,8 @@ SMALL_THINGS = 12 * MB
 SAVE_BUFFERS = {"local": SMALL_THINGS, "s3": SMALL_THINGS + (StoreConfig().threads + 2) * PART_MB * MB}
 LOAD_BUFFERS = SMALL_THINGS + storage._READERS * READ_BYTES
 """What does not grow with the state; parts and reads are made small, so that the state is large beside them."""
+COPY_SEEN = SHARD - SMALL_THINGS
+"""A copy of a shard, less what else went meanwhile and what the kernel has not counted yet: it counts pages in batches (proc(5))."""
 
 
 def build(mesh: DeviceMesh, placement: Placement, value: float) -> dict[str, DTensor]:
@@ -102,12 +104,12 @@ def largest(rose: list[dict[str, int]], name: str) -> int:
 
 
 def test_a_state_that_is_gathered_is_seen_by_the_measure(rose: list[dict[str, int]]) -> None:
-    assert min(of_rank["gathering"] for of_rank in rose) >= 2 * SHARD
+    assert min(of_rank["gathering"] for of_rank in rose) >= SHARD + COPY_SEEN
 
 
 @pytest.mark.parametrize("kind", SAVE_BUFFERS)
 def test_a_save_holds_a_copy_of_the_shard_and_at_most_one_parameter_more(rose: list[dict[str, int]], kind: str) -> None:
-    assert SHARD <= largest(rose, f"{kind} save") <= SHARD + PARAMETER + SAVE_BUFFERS[kind]
+    assert COPY_SEEN <= largest(rose, f"{kind} save") <= SHARD + PARAMETER + SAVE_BUFFERS[kind]
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -119,4 +121,4 @@ def test_a_load_holds_at_most_one_parameter_beside_the_shard_however_it_is_cut(
 
 
 def test_replicas_copy_no_more_than_each_will_write(rose: list[dict[str, int]]) -> None:
-    assert SHARD <= largest(rose, "save of replicas") <= SHARD + PARAMETER + SAVE_BUFFERS["local"]
+    assert COPY_SEEN <= largest(rose, "save of replicas") <= SHARD + PARAMETER + SAVE_BUFFERS["local"]
