@@ -96,7 +96,7 @@ _FOUR = "global_batch=4"
 _LIFT = "objectives.0.lift={cell_m: 2.0, far_m: 33.0, depth_bins: 32, channels: 32, width: 32}"
 TASKS: Mapping[str, Task] = {
     "depth": Task("abs_rel", True, 100, 1e-3, _BOTH, (_FOUR, "objectives.0.head_width=32")),
-    "pose": Task("median_cm", True, 200, 1e-3, _BOTH, ("data.pairs.max_gap_s=0.1",)),
+    "pose": Task("median_cm", True, 300, 1e-3, _BOTH, ("data.pairs.max_gap_s=0.5",)),
     "flow": Task("epe_px", True, 150, 1e-3, _FROZEN, ()),
     "bev": Task("drivable_iou", False, 300, 2e-3, _BOTH, (_FOUR, _LIFT, "objectives.0.cell_m=1.0")),
     "detection": Task("NDS", False, 100, 1e-3, _FROZEN, (_FOUR, _LIFT)),

@@ -1,10 +1,12 @@
-"""Relative pose: from two images, how the second camera stands to the first.
+"""Relative pose: from two images, how each camera stands to the other.
 
-    loss = |t - t*| + weight |R - R*|_F        (the form of PoseNet, Kendall et al. 2015, equation 2; R by Zhou et al. 2019)
+    loss = mean over both ways of |t - t*| + weight |R - R*|_F        (PoseNet, Kendall et al. 2015, equation 2; R by Zhou et al. 2019)
 
-Both images go through the encoder, then as target and reference through CroCo's decoder, whose tokens are pooled (as
-Weinzaepfel et al. 2022 have it for pose). Metres come from what streets look like, since two images alone leave the scale
-open. A mirrored pair has a mirrored motion; it is known by its negative focal length.
+Both images go through the encoder, then each beside the other through CroCo's decoder, whose tokens are pooled (as
+Weinzaepfel et al. 2022 have it for pose). Beyond them both ways are asked, as in Reloc3r (Dong et al. 2025): overlap decides which pairs
+there are, and what a camera sees that drives forward lies in its past image more than in its next one. So one image of a pair
+tells which came first, and a head that is asked one way alone learns which camera it is, and of motion nothing. Metres come
+from what streets look like, since two images alone leave the scale open. A mirrored pair has a mirrored motion; it is known by its negative focal length.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,10 +39,11 @@ class PosePreparation:
     keeps: frozenset[str] = _KEPT
 
     def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """As Preparation has it: `truth` 4 4 is reference_from_target, and `drop_path` (2, L, 2) for target and reference."""
+        """As Preparation has it: `truth` 2 4 4 is reference_from_target and back, and `drop_path` (2, L, 2) for target and reference."""
         is_mirrored = sample["target_pix_from_cam"][0, 0, 0, 0] < 0
         mirror = np.diag([-1.0 if is_mirrored else 1.0, 1, 1, 1])
-        prepared: dict[str, np.ndarray] = {"truth": (mirror @ sample["reference_from_target"] @ mirror).astype(np.float32)}
+        there = mirror @ sample["reference_from_target"].astype(np.float64) @ mirror
+        prepared: dict[str, np.ndarray] = {"truth": np.stack([there, np.linalg.inv(there)]).astype(np.float32)}
         if self.drop_path_blocks:
             prepared["drop_path"] = rng.random((2, self.drop_path_blocks, 2), dtype=np.float32)
         return prepared
@@ -70,17 +73,19 @@ class PoseObjective(DownstreamObjective):
             for place, view in enumerate(("target", "reference"))
         ]
 
-    def answer(self, encoded: Sequence[Encoded], batch: Batch) -> Float[Tensor, "B 4 4"]:
-        """reference_from_target in metres."""
+    def answer(self, encoded: Sequence[Encoded], batch: Batch) -> Float[Tensor, "B 2 4 4"]:
+        """reference_from_target and target_from_reference, in metres."""
         target, reference = (view.tokens for view in encoded)
-        return self.head(self.decoder(target, list_all_tokens(target), reference, self.grid))
+        both, other = torch.cat([target, reference]), torch.cat([reference, target])
+        there, back = self.decoder(both, list_all_tokens(both), other, self.grid).chunk(2)
+        return self.head(there, back)
 
-    def measure(self, predicted: Float[Tensor, "B 4 4"], truth: Float[Tensor, "B 4 4"]) -> Float[Tensor, " B"]:
+    def measure(self, predicted: Float[Tensor, "B 2 4 4"], truth: Float[Tensor, "B 2 4 4"]) -> Float[Tensor, " B"]:
         """As the formula above has it."""
         difference = predicted - truth
-        translation = torch.linalg.vector_norm(difference[:, :3, 3], dim=-1)
-        rotation = torch.linalg.vector_norm(difference[:, :3, :3], dim=(1, 2))
-        return translation + self.config.rotation_weight * rotation
+        translation = torch.linalg.vector_norm(difference[..., :3, 3], dim=-1)
+        rotation = torch.linalg.vector_norm(difference[..., :3, :3], dim=(-2, -1))
+        return (translation + self.config.rotation_weight * rotation).mean(dim=1)
 
     def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
         """Target and reference: a motion has no picture."""

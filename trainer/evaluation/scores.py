@@ -5,7 +5,7 @@ that its figures need, one row a sample; rows of batches, or of ranks should sev
 
     depth   over all points within range: delta1, the share with max(p / t, t / p) < 1.25; abs_rel, mean of |p - t| / t; rmse_m
             (Eigen et al. 2014; pooled over points, since images have unequal numbers of them)
-    pose    over all pairs: median_cm, of |t - t*|; median_deg, of the angle of R R*^-1 (Kendall et al. 2015)
+    pose    over all pairs, both ways: median_cm, of |t - t*|; median_deg, of the angle of R R*^-1 (Kendall et al. 2015)
     flow    over all known pixels: epe_px, mean end-point error; outliers, the share with an error > 3 px and > 5 % of the true flow
             (Fl of KITTI 2015, Menze and Geiger 2015)
     bev     over all cells of all samples: vehicle_iou and drivable_iou, intersection by union (Philion and Fidler 2020)
@@ -61,20 +61,20 @@ class DepthScores(Scores):
 
 
 class PoseScores(Scores):
-    """Of transforms n 4 4."""
+    """Of transforms n 2 4 4, there and back."""
 
     def measure(self, predicted: Float[np.ndarray, "n ..."], truth: Float[np.ndarray, "n ..."]) -> Rows:
-        """Errors in metres and degrees."""
+        """Errors in metres and degrees, n 2 2."""
         p, t = predicted.astype(np.float64), truth.astype(np.float64)
-        apart = p[:, :3, :3] @ t[:, :3, :3].swapaxes(1, 2)
+        apart = p[..., :3, :3] @ t[..., :3, :3].swapaxes(-2, -1)
         # By its sine as well: the arc cosine of a trace near 3 loses half the digits of a small angle.
-        axis = np.stack([apart[:, i, j] - apart[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))], axis=-1)
-        angle = np.arctan2(np.linalg.norm(axis, axis=-1), np.trace(apart, axis1=1, axis2=2) - 1)
-        return np.stack([np.linalg.norm(p[:, :3, 3] - t[:, :3, 3], axis=-1), np.degrees(angle)], axis=-1)
+        axis = np.stack([apart[..., i, j] - apart[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], axis=-1)
+        angle = np.arctan2(np.linalg.norm(axis, axis=-1), np.trace(apart, axis1=-2, axis2=-1) - 1)
+        return np.stack([np.linalg.norm(p[..., :3, 3] - t[..., :3, 3], axis=-1), np.degrees(angle)], axis=-1)
 
     def figures(self, rows: Rows) -> dict[str, float]:
         """As Scores has it."""
-        metres, degrees = np.median(rows, axis=0).tolist()
+        metres, degrees = np.median(rows, axis=(0, 1)).tolist()
         return {"median_cm": 100 * metres, "median_deg": degrees}
 
 

@@ -14,6 +14,7 @@ from tests.models.samples import PATCH_PX, random_batch
 
 ENCODER = EncoderConfig(size="tiny", patch_px=PATCH_PX)
 GRID = Grid(1, 1, 2, 3)
+_VIEWS = (("target", "reference"), ("reference", "target"))
 
 
 def turn_about_y(degrees: float) -> np.ndarray:
@@ -29,7 +30,8 @@ def motion(degrees: float, translation_m: tuple[float, float, float]) -> np.ndar
 
 def pair_batch() -> Batch:
     batch = random_batch(ENCODER, GRID)
-    truth = np.stack([motion(degrees, (0.1, 0.0, 2.0)) for degrees in (0.0, 5.0, -5.0)]).astype(np.float32)
+    there = np.stack([motion(degrees, (0.1, 0.0, 2.0)) for degrees in (0.0, 5.0, -5.0)])
+    truth = np.stack([there, np.linalg.inv(there)], axis=1).astype(np.float32)
     return Batch(batch.shared, {"pose": {"truth": torch.from_numpy(truth)}}, batch.clips)
 
 
@@ -42,14 +44,15 @@ def model() -> PretrainingModel:
 def test_the_loss_is_metres_and_weighted_rotation(model: PretrainingModel) -> None:
     objective = model.objectives["pose"]
     assert isinstance(objective, PoseObjective)
-    truth, predicted = motion(0, (0, 0, 2)), motion(90, (0, 3, 6))
+    truth = np.stack([motion(0, (0, 0, 2)), motion(0, (0, 0, -2))])
+    predicted = np.stack([motion(90, (0, 3, 6)), motion(0, (0, 0, -2))])
     loss = objective.measure(*(torch.from_numpy(one[None]).float() for one in (predicted, truth)))
-    # |(0, 3, 4)| and |R - 1|_F of a quarter turn: two diagonal and two other entries of size 1
-    assert loss.item() == pytest.approx(5 + 3 * 2)
+    # there |(0, 3, 4)| and |R - 1|_F of a quarter turn, two diagonal and two other entries of size 1; back nothing
+    assert loss.item() == pytest.approx((5 + 3 * 2) / 2)
 
 
-def test_a_mirrored_pair_has_the_mirrored_motion() -> None:
-    seen, mirrored = (
+def test_a_mirrored_pair_has_the_mirrored_motion_and_the_way_back_undoes_it() -> None:
+    (seen, back), (mirrored, _) = (
         PosePreparation(0).prepare(
             {
                 "reference_from_target": motion(10, (0.5, 0.1, 3)).astype(np.float32),
@@ -60,15 +63,20 @@ def test_a_mirrored_pair_has_the_mirrored_motion() -> None:
         for focal in (30.0, -30.0)
     )
     np.testing.assert_allclose(seen, motion(10, (0.5, 0.1, 3)), rtol=1e-6)
+    np.testing.assert_allclose(back @ seen, np.eye(4), atol=1e-6)
     np.testing.assert_allclose(mirrored, motion(-10, (-0.5, 0.1, 3)), rtol=1e-5, atol=1e-7)
 
 
-def test_the_answer_depends_on_both_views_and_on_their_order(model: PretrainingModel) -> None:
+def test_the_answer_depends_on_both_views_and_turns_round_with_them(model: PretrainingModel) -> None:
     batch = pair_batch()
     answer = model(batch, "predict")["pose"]
-    assert answer.shape == (3, 4, 4)
+    assert answer.shape == (3, 2, 4, 4)
     shared = dict(batch.shared)
-    for view, other in (("target", "reference"), ("reference", "target")):
+    swapped = {f"{view}_{what}": shared[f"{other}_{what}"] for view, other in _VIEWS for what in ("images", "colours")}
+    turned = model(Batch(shared | swapped, batch.prepared, batch.clips), "predict")["pose"]
+    torch.testing.assert_close(turned, answer.flip(1))
+    assert not torch.allclose(turned, answer)
+    for view, other in _VIEWS:
         replaced = shared | {f"{view}_images": shared[f"{other}_images"]}
         assert not torch.allclose(model(Batch(replaced, batch.prepared, batch.clips), "predict")["pose"], answer)
 

@@ -13,10 +13,10 @@ def test_the_median_depth_is_that_of_all_known_points() -> None:
     assert median_depth(truth) == 5.0
 
 
-def test_the_mean_pose_is_half_way_and_a_rotation() -> None:
+def test_the_mean_pose_of_both_ways_is_half_way_and_a_rotation() -> None:
     c, s = np.cos(0.4), np.sin(0.4)
     turned = np.array([[c, -s, 0, 2], [s, c, 0, 0], [0, 0, 1, 4], [0, 0, 0, 1]])
-    mean = mean_pose(np.stack([np.eye(4), turned]))
+    mean = mean_pose(np.stack([np.eye(4), turned])[None])
     np.testing.assert_allclose(mean[:2, :2], [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]], atol=1e-12)
     np.testing.assert_allclose(mean[:3, 3], [1, 0, 2])
 

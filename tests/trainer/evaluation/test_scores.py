@@ -23,10 +23,10 @@ def random_truth(kind: type[Scores], count: int = 64) -> np.ndarray:
     if kind is BevScores:
         return (rng.random((count, 2, 10, 10)) < np.array([0.05, 0.4])[:, None, None]).astype(np.float32)
     angle = rng.uniform(-0.5, 0.5, count)
-    truth = np.tile(np.eye(4), (count, 1, 1))
-    truth[:, 0, 0], truth[:, 0, 2], truth[:, 2, 0], truth[:, 2, 2] = np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)
-    truth[:, :3, 3] = rng.normal(size=(count, 3))
-    return truth
+    there = np.tile(np.eye(4), (count, 1, 1))
+    there[:, 0, 0], there[:, 0, 2], there[:, 2, 0], there[:, 2, 2] = np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)
+    there[:, :3, 3] = rng.normal(size=(count, 3))
+    return np.stack([there, np.linalg.inv(there)], axis=1)
 
 
 PERFECT = {
@@ -76,14 +76,15 @@ def test_depth_by_hand() -> None:
 
 
 def test_pose_by_hand() -> None:
-    truth = np.tile(np.eye(4), (3, 1, 1))
+    truth = np.tile(np.eye(4), (3, 2, 1, 1))
     predicted = truth.copy()
     for pair, (degrees, metres) in enumerate([(1e-4, 0.03), (90.0, 0.5), (170.0, 2.0)]):
-        c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-        predicted[pair, :2, :2] = [[c, -s], [s, c]]
-        predicted[pair, 2, 3] = metres
+        for way, sign in enumerate((1, -1)):
+            c, s = math.cos(math.radians(degrees)), sign * math.sin(math.radians(degrees))
+            predicted[pair, way, :2, :2] = [[c, -s], [s, c]]
+            predicted[pair, way, 2, 3] = sign * metres
     rows = PoseScores().measure(predicted, truth)
-    np.testing.assert_allclose(rows[:, 1], [1e-4, 90, 170], rtol=1e-6)
+    np.testing.assert_allclose(rows[:, :, 1], [[1e-4] * 2, [90] * 2, [170] * 2], rtol=1e-6)
     assert PoseScores().figures(rows) == pytest.approx({"median_cm": 50.0, "median_deg": 90.0})
 
 
