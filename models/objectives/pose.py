@@ -5,8 +5,10 @@
 Both images go through the encoder, then each beside the other through CroCo's decoder, whose tokens are pooled (as
 Weinzaepfel et al. 2022 have it for pose). Beyond them both ways are asked, as in Reloc3r (Dong et al. 2025): overlap decides which pairs
 there are, and what a camera sees that drives forward lies in its past image more than in its next one. So one image of a pair
-tells which came first, and a head that is asked one way alone learns which camera it is, and of motion nothing. Metres come
-from what streets look like, since two images alone leave the scale open. A mirrored pair has a mirrored motion; it is known by its negative focal length.
+tells which came first, and a head that is asked one way alone learns which camera it is, and of motion nothing.
+
+Metres come from what streets look like, since two images alone leave the scale open. A mirrored pair has a mirrored motion; it is
+known by its negative focal length.
 """
 
 from collections.abc import Mapping, Sequence
