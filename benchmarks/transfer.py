@@ -10,8 +10,8 @@ command in a folder of its own, which is trained once: a second call goes on whe
 
 JSON keys: cells (task, pretraining, mode, seed, metric, value: one object each), table (task -> metric -> "pretraining, mode" -> mean
 and half_width of its 95 % interval), differences (each pre-training less scratch, paired by seed), claims (text, holds, why),
-protocol (how each task and pre-training was run: cells of another one are not taken from an earlier report), minutes (of a core, by
-cell), cpu_minutes (their sum), seeds, missing (cells that have not ended).
+protocol (the world, and how each task and pre-training was run: cells of another one are not taken from an earlier report), minutes
+(of a core, by cell), cpu_minutes (their sum), seeds, missing (cells that have not ended).
 """
 
 import itertools
@@ -37,7 +37,9 @@ RUN = Path(__file__).parents[1] / "launch" / "runs" / "transfer.yaml"
 SCRATCH = "scratch"
 _LIKE = "croco"
 """The pre-training whose encoder a fresh one has the shape of."""
-SCENES, DURATION_S = 96, 3
+_CITY = ("--scenes=96", "--duration-s=3", "--scale=0.125")
+_SHARED = "shared"
+"""What all cells have in common, beside the names of tasks and pre-trainings in a report's protocol."""
 CLIPS = 100
 """Held-out clips that are scored."""
 _COLUMNS = 5
@@ -190,9 +192,11 @@ def main() -> None:
 
 
 def write_protocol() -> dict[str, list[str]]:
-    """What makes cells comparable: how each task and each pre-training is run here."""
+    """What makes cells comparable: the world and the run config that all share, and how each task and pre-training is run here."""
+    config = [line for line in RUN.read_text().splitlines() if not line.startswith("#")]
     tasks = {name: [f"steps={task.steps}", *task.settings] for name, task in TASKS.items()}
-    return {**tasks, **{name: list(how.settings) for name, how in PRETRAININGS.items()}}
+    pretrainings = {name: list(how.settings) for name, how in PRETRAININGS.items()}
+    return {_SHARED: [*_CITY, f"--clips={CLIPS}", *config], **tasks, **pretrainings}
 
 
 def read_known(report: Path) -> Known:
@@ -200,13 +204,20 @@ def read_known(report: Path) -> Known:
     saved = json.loads(report.read_text())
     protocol = write_protocol()
     same = {SCRATCH} | {name for name in protocol if saved["protocol"].get(name) == protocol[name]}
+    if _SHARED not in same:
+        return Known({}, {})
     values: dict[Key, dict[str, float]] = {}
     for cell in saved["cells"]:
         if not {cell["task"], cell["pretraining"]} <= same:
             continue
         key = (cell["task"], cell["pretraining"], cell["mode"], cell["seed"])
         values.setdefault(key, {})[cell["metric"]] = cell["value"]
-    return Known(values, saved["minutes"])
+    return Known(values, {cell: minutes for cell, minutes in saved["minutes"].items() if _parts_of(cell) <= same})
+
+
+def _parts_of(cell: str) -> set[str]:
+    """The task, if there is one, and the pre-training of a cell by its name."""
+    return set(Path(cell).name.split("-")[:-1]) - set(_BOTH)
 
 
 def list_cells(
@@ -250,8 +261,7 @@ def _evaluation_cell(folder: Path, task: str, name: str, mode: str, seed: int) -
 def synthesize(city: Path) -> None:
     """The world of the study, unless it is there; every fourth scene is held out."""
     if not city.is_dir():
-        size = ("--scenes", str(SCENES), "--duration-s", str(DURATION_S), "--scale", "0.125")
-        subprocess.run([sys.executable, "-m", "odonata", "synthesize", "--out", str(city), *size], check=True, stdout=sys.stderr)
+        subprocess.run([sys.executable, "-m", "odonata", "synthesize", "--out", str(city), *_CITY], check=True, stdout=sys.stderr)
 
 
 def run_cells(waves: Sequence[Sequence[Cell]], jobs: int) -> None:
@@ -376,10 +386,16 @@ def as_markdown(table: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -
         [
             *write_table(("pre-training", *heads), rows),
             "",
-            *(f"- {claim['text']}: {verdicts[claim['holds']]}" for claim in claims),
+            *(f"- {claim['text']}: {verdicts[claim['holds']]}{_say_differences(claim)}" for claim in claims),
             "",
         ]
     )
+
+
+def _say_differences(claim: Mapping[str, Any]) -> str:
+    """By how much, in the metric of each task; nothing before it is known."""
+    said = [f"{TASKS[task].metric} better by {_say(interval)}" for task, interval in claim["differences"].items()]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _say(interval: Mapping[str, float | None] | None) -> str:
