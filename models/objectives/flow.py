@@ -1,15 +1,15 @@
-"""Optical flow: from two images of one camera, where what the first shows stands in the second.
+"""Optical flow: from two images of one camera, where what each shows stands in the other.
 
-    loss = mean over known pixels of |flow - flow*|        (the end-point error, FlowNet: Dosovitskiy et al. 2015)
+    loss = mean over known pixels, both ways, of |flow - flow*|        (the end-point error, FlowNet: Dosovitskiy et al. 2015)
 
-Both images go through the encoder, then each beside the other through CroCo's decoder, as in CroCo-Flow (Weinzaepfel et al. 2023). Its
-tokens are matched (`models.heads.matching`), and a dense head that reads those of the first image adds what matching at the size of
-patches leaves.
+Both images go through the encoder, then each beside the other through CroCo's decoder, as in CroCo-Flow (Weinzaepfel et al. 2023). Their
+tokens are matched (`models.heads.matching`), and a dense head adds what matching at the size of patches leaves.
 
-Beyond CroCo-Flow, whose DPT regresses the flow from the decoder's tokens alone: matching, since a driving rig looks to all sides and
-every drive is also seen in a mirror. Whoever does not match does best to say that nothing moves, and a fresh head stays there. And
-tokens say where they stand (`models.heads.places`). Less than CroCo-Flow: hooks into earlier blocks, and its confidence. What leaves
-the picture by more than its own size has no truth here: it is no longer a matter of looking.
+Beyond CroCo-Flow, whose DPT regresses one flow from the decoder's tokens alone: both ways are asked, since the rig of a car that always
+drives forward answers one way by what each camera usually sees. Then whoever does not match does best to say that nothing moves, and a
+fresh head stays there: so tokens are matched, and say where they stand (`models.heads.places`). Less than CroCo-Flow: hooks into
+earlier blocks, and its confidence. What leaves the picture by more than its own size has no truth here: it is no longer a matter of
+looking.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,10 +43,10 @@ class FlowPreparation:
     keeps: frozenset[str] = frozenset({"consecutive_images", "consecutive_colours"})
 
     def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """As Preparation has it: `truth` H W 2, NaN where it is not known, and `drop_path` (2, L, 2) for both images."""
+        """As Preparation has it: `truth` 2 H W 2, there and back, NaN where it is not known, and `drop_path` (2, L, 2) for both images."""
         flow_px = sample["flow_px"].astype(np.float32)
         with np.errstate(invalid="ignore"):
-            is_near = np.linalg.norm(flow_px, axis=-1, keepdims=True) < max(flow_px.shape[:2])
+            is_near = np.linalg.norm(flow_px, axis=-1, keepdims=True) < max(flow_px.shape[1:3])
         prepared: dict[str, np.ndarray] = {"truth": np.where(is_near, flow_px, np.float32(np.nan))}
         if self.drop_path_blocks:
             prepared["drop_path"] = rng.random((2, self.drop_path_blocks, 2), dtype=np.float32)
@@ -72,33 +72,33 @@ class FlowObjective(DownstreamObjective):
         numbers = batch.prepared[self.name].get("drop_path")
         return [ClipGroup(images[:, place, None], drop_path=None if numbers is None else numbers[:, place]) for place in range(2)]
 
-    def answer(self, encoded: Sequence[Encoded], batch: Batch) -> Float[Tensor, "B H W 2"]:
-        """Pixels to the right and down."""
+    def answer(self, encoded: Sequence[Encoded], batch: Batch) -> Float[Tensor, "B 2 H W 2"]:
+        """Pixels to the right and down, from the first image to the next one and back."""
         size = (self.grid.h, self.grid.w)
         first, following = (self.places(image.tokens) for image in encoded)
         both, other = torch.cat([first, following]), torch.cat([following, first])
-        tokens, tokens_following = self.decoder(both, list_all_tokens(both), other, self.grid).chunk(2)
-        refinement = self.head(tokens, size)  # (B, 2, H, W), in patches
-        matched = F.interpolate(match(tokens, tokens_following, size), size=refinement.shape[-2:], mode="bilinear")
-        return (matched + refinement).movedim(1, -1) * self.head.patch_px
+        tokens = self.decoder(both, list_all_tokens(both), other, self.grid)  # (2 B, N, C)
+        refinement = self.head(tokens, size)  # (2 B, 2, H, W), in patches
+        matched = F.interpolate(match(tokens, tokens.roll(len(first), dims=0), size), size=refinement.shape[-2:], mode="bilinear")
+        flow_px = (matched + refinement).movedim(1, -1) * self.head.patch_px
+        return torch.stack(flow_px.chunk(2), dim=1)
 
-    def measure(self, predicted: Float[Tensor, "B H W 2"], truth: Float[Tensor, "B H W 2"]) -> Float[Tensor, " B"]:
+    def measure(self, predicted: Float[Tensor, "B 2 H W 2"], truth: Float[Tensor, "B 2 H W 2"]) -> Float[Tensor, " B"]:
         """End-point error."""
         known = truth.isfinite()
         error = torch.linalg.vector_norm(torch.where(known, predicted - truth, 0.0), dim=-1)
         return mean_of_known(error, known[..., 0])
 
     def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
-        """Both images, and both flows: direction as hue, length as how strong the colour is, by the longest true one."""
-        truth = self.truth(batch).nan_to_num()
-        longest = torch.linalg.vector_norm(truth, dim=-1).amax(dim=(1, 2))
-        first, following = (denormalise(group.images)[:, :, 0] for group in self.clips(batch))
-        return {
-            "image": first,
-            "next image": following,
-            "predicted flow": paint_flow_px(self.predict(encoder, batch), longest)[:, None],
-            "true flow": paint_flow_px(truth, longest)[:, None],
-        }
+        """Both images, each with both flows: direction as hue, length as how strong the colour is, by the longest true one."""
+        truth, predicted = self.truth(batch).nan_to_num(), self.predict(encoder, batch)
+        longest = torch.linalg.vector_norm(truth, dim=-1).amax(dim=(1, 2, 3))
+        columns = {}
+        for way, (title, group) in enumerate(zip(("image", "next image"), self.clips(batch), strict=True)):
+            columns[title] = denormalise(group.images)[:, :, 0]
+            columns[f"predicted flow of {title}"] = paint_flow_px(predicted[:, way], longest)[:, None]
+            columns[f"true flow of {title}"] = paint_flow_px(truth[:, way], longest)[:, None]
+        return columns
 
 
 def build_flow(config: FlowConfig, encoder_config: EncoderConfig, encoder: VideoEncoder, grid: Grid) -> FlowObjective:

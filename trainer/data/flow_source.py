@@ -1,6 +1,6 @@
-"""The source of consecutive images: an image of one camera, its next one, and the dense flow between them.
+"""The source of consecutive images: an image of one camera, its next one, and the dense flow from each to the other.
 
-The flow is ground truth of synthetic dataroots (`ground_truth.py`), to the moment at which the camera's next image is due; a pair whose
+The flow is ground truth of synthetic dataroots (`ground_truth.py`), to the moments at which the camera's images are due; a pair whose
 next image comes at another time, because one is missing, is left out. Both images are seen through one window, so that flow moves
 with it as a difference of pixels does: it is scaled, mirrored, and not shifted. It is read at the nearest source pixel, since
 between two pixels of different things there is no flow in the middle.
@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 
 from trainer.config.data import AugmentConfig, DrivesData
 from trainer.data.clips import name_clip, read_clip
-from trainer.data.ground_truth import GROUND_TRUTH, load_ground_truth
+from trainer.data.ground_truth import GROUND_TRUTH, GroundTruth, load_ground_truth
 from trainer.data.index import Index
 from trainer.data.source import Room, Sample, new_room
 from trainer.data.transforms import Window, draw_colours, draw_window, place_window
@@ -65,7 +65,7 @@ class FlowSource:
         return {
             "consecutive_images": read.images,
             "consecutive_colours": draw_colours(self.augment.colour_jitter if self.augment else 0.0, rng),
-            "flow_px": move_flow(self._read_flow(index), window),
+            "flow_px": np.stack([move_flow(flow_px, window) for flow_px in self._read_flows(index)]),
         }
 
     @cached_property
@@ -83,10 +83,15 @@ class FlowSource:
         is_mirrored = bool(rng.random() < self.augment.flip_probability)
         return draw_window((width, height), out_size_px, crop_share=self.augment.crop_share, is_mirrored=is_mirrored, rng=rng)
 
-    def _read_flow(self, index: int) -> Float32[np.ndarray, "rows columns 2"]:
-        image = self.index.columns["image_file"][self.rows[index]].decode()
+    def _read_flows(self, index: int) -> tuple[Float32[np.ndarray, "rows columns 2"], Float32[np.ndarray, "rows columns 2"]]:
+        """From the first image to the next one, and back."""
+        first, following = (self._read_truth(index, int(row)) for row in self._pair(index)[:, 0])
+        return first.flow_px, following.backward_flow_px
+
+    def _read_truth(self, index: int, row: int) -> GroundTruth:
+        image = self.index.columns["image_file"][row].decode()
         try:
-            return load_ground_truth(self._root, image).flow_px
+            return load_ground_truth(self._root, image)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ClipError(self.name(index), f"the ground truth of {image} cannot be read: {error}") from error
 

@@ -8,7 +8,7 @@ each run says what it was. Where a number comes from:
     steps         ours: what a tiny model needs on a CPU; published schedules are far longer (CroCo-Flow: 240 times 30,000 pairs)
     depth         1 to 80 m, the usual cap on KITTI; all cameras
     pose          the same camera at another time, at most a second away, there and back: poses between cameras are constants of the rig
-    flow          the camera's next image; crops above 7/8, since a smaller window sees less of the motion
+    flow          the camera's next image, and back; crops above 7/8, since a smaller window sees less of the motion
     bev           100 m x 100 m in cells of 0.5 m; vehicles as LSS has them, visible or not (Philion and Fidler 2020)
     map           60 m x 30 m (HDMapNet, Li et al. 2022), 20 points a line (MapTR, Liao et al. 2023)
     detection     all cameras of a key frame, 100 m x 100 m around the car, nuScenes' own ranges and figures

@@ -6,8 +6,8 @@ that its figures need, one row a sample; rows of batches, or of ranks should sev
     depth   over all points within range: delta1, the share with max(p / t, t / p) < 1.25; abs_rel, mean of |p - t| / t; rmse_m
             (Eigen et al. 2014; pooled over points, since images have unequal numbers of them)
     pose    over all pairs, both ways: median_cm, of |t - t*|; median_deg, of the angle of R R*^-1 (Kendall et al. 2015)
-    flow    over all known pixels: epe_px, mean end-point error; outliers, the share with an error > 3 px and > 5 % of the true flow
-            (Fl of KITTI 2015, Menze and Geiger 2015)
+    flow    over all known pixels, both ways: epe_px, mean end-point error; outliers, the share with an error > 3 px and > 5 % of the
+            true flow (Fl of KITTI 2015, Menze and Geiger 2015)
     bev     over all cells of all samples: vehicle_iou and drivable_iou, intersection by union (Philion and Fidler 2020)
     map     average precision of lines by Chamfer distance: `map_scores.py`
     detection  nuScenes' own figures: `detection.py`
@@ -79,7 +79,7 @@ class PoseScores(Scores):
 
 
 class FlowScores(Scores):
-    """Of flows n H W 2 in pixels."""
+    """Of flows n 2 H W 2 in pixels, there and back."""
 
     def measure(self, predicted: Float[np.ndarray, "n ..."], truth: Float[np.ndarray, "n ..."]) -> Rows:
         """Pixels, sum of end-point errors, and outliers."""

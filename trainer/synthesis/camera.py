@@ -1,4 +1,4 @@
-"""A picture of the world: what each pixel sees, its colour, depth, forward flow and thing.
+"""A picture of the world: what each pixel sees, its colour, depth, flow and thing.
 
 One ray through the centre of each pixel, with the third coordinate of its direction in the camera equal to 1, so that the
 distance along it is the depth. Each box is cast only against the pixels of the rectangle that it projects into; surfaces
@@ -110,16 +110,16 @@ def paint(seen: Seen, boxes: Boxes, light: Light, *, seed: int) -> UInt8[np.ndar
     return np.round(gamma * 255).astype(np.uint8).reshape(height, width, 3)
 
 
-def flow_to(seen: Seen, boxes: Boxes, later: View, later_boxes: Boxes) -> Float[np.ndarray, "H W 2"]:
-    """Pixels by which what each pixel shows moves until the later picture of the same camera; the sky turns only."""
+def flow_to(seen: Seen, boxes: Boxes, other: View, other_boxes: Boxes) -> Float[np.ndarray, "H W 2"]:
+    """Pixels by which what each pixel shows moves until another picture of the same camera, later or before; the sky turns only."""
     width, height = seen.view.size_px
     points = seen.points_m
     is_box = seen.box >= 0
     rows = seen.box[is_box]
-    points[is_box] = later_boxes.to_world(boxes.to_local(points[is_box], rows), rows)
+    points[is_box] = other_boxes.to_world(boxes.to_local(points[is_box], rows), rows)
     is_sky = seen.box == _SKY
-    points[is_sky] = later.world_from_cam[:3, 3] + seen.rays[is_sky] * 1e6
-    pixels, depth = later.project(points)
+    points[is_sky] = other.world_from_cam[:3, 3] + seen.rays[is_sky] * 1e6
+    pixels, depth = other.project(points)
     here = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
     flow = pixels.reshape(height, width, 2) - here
     flow[(depth < NEAR_M).reshape(height, width)] = np.nan

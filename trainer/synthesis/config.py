@@ -22,7 +22,7 @@ class SynthesisConfig(Section):
     jpeg_quality: int = Field(92, ge=50, le=100)
     """Quality of the images; higher is larger."""
     ground_truth: bool = True
-    """Also write dense depth, forward flow and instance numbers of every image."""
+    """Also write dense depth, flow both ways and instance numbers of every image."""
 
     @property
     def size_px(self) -> tuple[int, int]:

@@ -156,10 +156,13 @@ def _write_image(scene: Scene, camera: Camera, out: Path, row: Row) -> dict[int,
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(paint(seen, boxes, scene.light, seed=scene.city.seed)).save(path, quality=scene.config.jpeg_quality)
     if scene.config.ground_truth:
-        later_s = time_s + 1 / scene.rig.camera_hz
-        flow = flow_to(seen, boxes, scene.view(camera, later_s), scene.boxes_at(later_s))
-        depth = seen.depth_m.reshape(flow.shape[:2])
-        save_ground_truth(out, row["filename"], GroundTruth(depth, flow, things_of(seen, boxes)))
+        period_s = 1 / scene.rig.camera_hz
+        forward, backward = (
+            flow_to(seen, boxes, scene.view(camera, other_s), scene.boxes_at(other_s))
+            for other_s in (time_s + period_s, time_s - period_s)
+        )
+        depth = seen.depth_m.reshape(forward.shape[:2])
+        save_ground_truth(out, row["filename"], GroundTruth(depth, forward, backward, things_of(seen, boxes)))
     return seen.coverage
 
 

@@ -26,14 +26,15 @@ def ramp_flow(width: int, height: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def moving(tmp_path_factory: pytest.TempPathFactory) -> NuscenesData:
-    """The hand-made drive without one image of CAM_BACK, with the flow of a ramp beside every image."""
+    """The hand-made drive without one image of CAM_BACK, with the flow of a ramp beside every image, and its negative back."""
     folder = tmp_path_factory.mktemp("moving")
     tables = make_tables()
     missing = f"scene-0001 CAM_BACK {5:03d}"
     tables["sample_data"] = [row for row in tables["sample_data"] if row["token"] != missing]
     root = write_dataroot(folder / "root", tables, SPLITS)
     nothing = np.zeros((HEIGHT, WIDTH))
-    truth = GroundTruth(nothing.astype(np.float32), ramp_flow(WIDTH, HEIGHT), nothing.astype(np.int64))
+    ramp = ramp_flow(WIDTH, HEIGHT)
+    truth = GroundTruth(nothing.astype(np.float32), ramp, -ramp, nothing.astype(np.int64))
     for row in tables["sample_data"]:
         if row["fileformat"] == "jpg":
             save_ground_truth(root, row["filename"], truth)
@@ -59,11 +60,12 @@ def test_pairs_are_an_image_and_the_next_one_that_comes_in_time(moving: Nuscenes
     assert (camera[0] == camera[1]).all()
 
 
-def test_a_sample_has_both_images_and_the_flow_at_their_size(moving: NuscenesData) -> None:
+def test_a_sample_has_both_images_and_the_flow_there_and_back_at_their_size(moving: NuscenesData) -> None:
     sample = open_flow(moving).load(0, np.random.default_rng(0))
     assert sample.keys() == FLOW_FIELDS
     assert sample["consecutive_images"].shape == (2, 1, 3, HEIGHT // 2, WIDTH // 2)
-    assert sample["flow_px"].shape == (HEIGHT // 2, WIDTH // 2, 2)
+    assert sample["flow_px"].shape == (2, HEIGHT // 2, WIDTH // 2, 2)
+    np.testing.assert_array_equal(sample["flow_px"][1], -sample["flow_px"][0])
     assert sample["flow_px"].dtype == np.float32
 
 
@@ -78,7 +80,7 @@ def test_flow_moves_with_a_window_as_the_pixels_of_the_picture_do(moving: Nuscen
     scale = np.abs(np.diff(source_px[:, 4:-4, 0], axis=1)).mean()
     expected = source_px * (1 / 4, 1 / 2) / scale * (-1 if is_mirrored else 1, 1)
     inner = (slice(3, -3), slice(3, -3))
-    np.testing.assert_allclose(sample["flow_px"][inner], expected[inner], atol=1.0)
+    np.testing.assert_allclose(sample["flow_px"][0][inner], expected[inner], atol=1.0)
 
 
 def test_a_window_at_whole_scale_takes_the_flow_as_it_is_and_a_mirror_turns_it() -> None:

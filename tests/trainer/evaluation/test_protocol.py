@@ -21,8 +21,8 @@ def test_the_mean_pose_of_both_ways_is_half_way_and_a_rotation() -> None:
     np.testing.assert_allclose(mean[:3, 3], [1, 0, 2])
 
 
-def test_no_flow_is_none_in_both_directions() -> None:
-    assert no_flow(np.ones((1, 2, 2, 2))).tolist() == [0, 0]
+def test_no_flow_is_none_to_the_right_and_none_down() -> None:
+    assert no_flow(np.ones((1, 2, 2, 2, 2))).tolist() == [0, 0]
 
 
 def test_no_constant_map_has_a_better_iou_than_the_usual_one() -> None:

@@ -17,8 +17,8 @@ def random_truth(kind: type[Scores], count: int = 64) -> np.ndarray:
     if kind is DepthScores:
         return np.where(rng.random((count, 1, 2, 8)) < 0.2, np.nan, rng.uniform(2, 60, (count, 1, 2, 8)))
     if kind is FlowScores:
-        truth = rng.normal(scale=8, size=(count, 4, 6, 2))
-        truth[:, 0, 0] = np.nan
+        truth = rng.normal(scale=8, size=(count, 2, 4, 6, 2))
+        truth[:, :, 0, 0] = np.nan
         return truth
     if kind is BevScores:
         return (rng.random((count, 2, 10, 10)) < np.array([0.05, 0.4])[:, None, None]).astype(np.float32)

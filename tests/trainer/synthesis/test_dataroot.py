@@ -140,26 +140,27 @@ def things_of(devkit: NuScenes, sample: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("rig", RIGS)
-def test_flow_warps_each_image_onto_the_one_before(open_town: OpenTown, rig: RigName) -> None:
+@pytest.mark.parametrize(("neighbour", "flow"), [("next", "flow_px"), ("prev", "backward_flow_px")])
+def test_flow_warps_the_images_beside_each_image_onto_it(open_town: OpenTown, rig: RigName, neighbour: str, flow: str) -> None:
     devkit, still, warped = open_town(rig), [], []
     for _, image in keyframe_images(devkit):
-        if not image["next"]:
+        if not image[neighbour]:
             continue
-        now, later = (read_image(devkit, row) for row in (image, devkit.get("sample_data", image["next"])))
+        now, other = (read_image(devkit, row) for row in (image, devkit.get("sample_data", image[neighbour])))
         truth = load_ground_truth(Path(devkit.dataroot), image["filename"])
-        truth_later = load_ground_truth(Path(devkit.dataroot), devkit.get("sample_data", image["next"])["filename"])
+        truth_other = load_ground_truth(Path(devkit.dataroot), devkit.get("sample_data", image[neighbour])["filename"])
         width, height = image["width"], image["height"]
         here = np.stack(np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), axis=-1)
-        there = here + truth.flow_px
+        there = here + getattr(truth, flow)
         inside = np.all((there > 1) & (there < np.array([width, height]) - 1), axis=-1) & np.isfinite(truth.depth_m)
         columns, rows = np.where(inside[..., None], there, 1).astype(int).reshape(-1, 2).T
-        same_thing = (truth.thing == truth_later.thing[rows, columns].reshape(height, width)) & inside
-        nearer = truth_later.depth_m[rows, columns].reshape(height, width)
+        same_thing = (truth.thing == truth_other.thing[rows, columns].reshape(height, width)) & inside
+        nearer = truth_other.depth_m[rows, columns].reshape(height, width)
         depth = np.where(inside, truth.depth_m, 0.0)  # finite wherever `inside` holds
         visible = same_thing & (np.abs(np.where(np.isfinite(nearer), nearer, 1e6) - depth) < 0.05 * depth + 0.9)
-        sampled = sample_bilinear(later, there)
+        sampled = sample_bilinear(other, there)
         warped.append(np.abs(sampled - now)[visible].mean())
-        still.append(np.abs(later - now)[visible].mean())
+        still.append(np.abs(other - now)[visible].mean())
     assert np.mean(warped) < 0.4 * np.mean(still)
     assert np.mean(warped) < 6.0  # of 255: JPEG and resampling remain
 
