@@ -94,10 +94,10 @@ class FlowObjective(DownstreamObjective):
         truth, predicted = self.truth(batch).nan_to_num(), self.predict(encoder, batch)
         longest = torch.linalg.vector_norm(truth, dim=-1).amax(dim=(1, 2, 3))
         columns = {}
-        for way, (title, group) in enumerate(zip(("image", "next image"), self.clips(batch), strict=True)):
+        for way, (group, title, back) in enumerate(zip(self.clips(batch), ("image", "next image"), ("", " back"), strict=True)):
             columns[title] = denormalise(group.images)[:, :, 0]
-            columns[f"predicted flow of {title}"] = paint_flow_px(predicted[:, way], longest)[:, None]
-            columns[f"true flow of {title}"] = paint_flow_px(truth[:, way], longest)[:, None]
+            columns[f"predicted flow{back}"] = paint_flow_px(predicted[:, way], longest)[:, None]
+            columns[f"true flow{back}"] = paint_flow_px(truth[:, way], longest)[:, None]
         return columns
 
 

@@ -76,14 +76,8 @@ def test_every_parameter_learns_and_the_losses_agree(model: PretrainingModel) ->
 
 def test_pictures_show_images_and_flows(model: PretrainingModel) -> None:
     drawn = model(flow_batch(), "draw")["flow"]
-    assert list(drawn) == [
-        "image",
-        "predicted flow of image",
-        "true flow of image",
-        "next image",
-        "predicted flow of next image",
-        "true flow of next image",
-    ]
+    flows = ["predicted flow", "true flow"]
+    assert list(drawn) == ["image", *flows, "next image", *(f"{title} back" for title in flows)]
     for column in drawn.values():
         assert column.shape == (2, 1, 3, HEIGHT, WIDTH)
         assert column.min() >= 0 and column.max() <= 1
