@@ -118,9 +118,9 @@ class Claim:
 
 CLAIMS = (
     *(
-        Claim(f"CroCo beats {other} on {task}", "croco", other, (task,))
+        Claim(f"CroCo beats {called} on {task}", "croco", other, (task,))
         for task in ("pose", "flow")
-        for other in ("mae", SCRATCH)
+        for called, other in (("MAE", "mae"), (SCRATCH, SCRATCH))
     ),
     Claim("MIM4D beats scratch on depth", "mim4d", SCRATCH, ("depth",)),
     Claim("MIM4D beats scratch on BEV", "mim4d", SCRATCH, ("bev",)),
@@ -402,7 +402,13 @@ def _say(interval: Mapping[str, float | None] | None) -> str:
     if interval is None:
         return "-"
     mean, half = interval["mean"], interval["half_width"]
-    return f"{mean:.3g}" if half is None else f"{mean:.3g} ± {half:.2g}"
+    assert mean is not None, "an interval without a mean is none"
+    return _round(mean, 3) if half is None else f"{_round(mean, 3)} ± {_round(half, 2)}"
+
+
+def _round(number: float, digits: int) -> str:
+    """To significant digits, without an exponent where there need be none."""
+    return f"{float(f'{number:.{digits}g}'):g}"
 
 
 def plot(values: Values, path: Path) -> None:

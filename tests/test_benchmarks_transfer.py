@@ -154,6 +154,7 @@ def test_the_table_has_means_and_the_text_a_row_for_every_pretraining() -> None:
     text = transfer.as_markdown(table, [judge(claim, values) for claim in CLAIMS])
     assert "| scratch | 4 ± 0 |" in text and "| mim4d | - |" in text
     assert "- MIM4D beats scratch on BEV: not known yet\n" in text
+    assert transfer.as_markdown(tabulate(values_of("pose", scratch=[1000.0, 2000.0])), []).count("| 1500 ± 6400 |") == 1
     # better by 3 and by 1: a mean of 2, and 12.706 standard errors of 1
     assert "- CroCo beats scratch on pose: does not hold (median_cm better by 2 ± 13)\n" in text
 
