@@ -9,7 +9,7 @@ command in a folder of its own, which is trained once: a second call goes on whe
     python -m benchmarks.transfer --folder runs/other --known benchmarks/results/transfer.json --save   # what that report lacks
 
 JSON keys: cells (task, pretraining, mode, seed, metric, value: one object each), table (task -> metric -> "pretraining, mode" -> mean
-and half_width of its 95 % interval), differences (each pre-training less scratch, paired by seed), claims (text, holds, why),
+and half_width of its 95 % interval), differences (each pre-training less scratch, paired by seed), claims (text, holds, differences),
 protocol (the world, and how each task and pre-training was run: cells of another one are not taken from an earlier report), minutes
 (of a core, by cell), cpu_minutes (their sum), seeds, missing (cells that have not ended).
 """

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.batch import Batch, Losses
-from models.config import DECODER_SHAPES
+from models.config import DECODER_SHAPES, Grid
 from models.decoders import CrossViewDecoder
 from models.encoder import VideoEncoder
 from models.objectives.base import Encoded, Objective, build_decoder, encode
@@ -52,6 +52,14 @@ class DownstreamObjective(Objective):
 def build_pair_decoder(size: str, encoder: VideoEncoder) -> CrossViewDecoder:
     """CroCo's decoder for two whole views, positions and attention as the encoder has them; a token comes out as wide as inside."""
     return build_decoder(CrossViewDecoder, size, encoder, values=DECODER_SHAPES[size].width)
+
+
+def decode_both_ways(
+    decoder: CrossViewDecoder, first: Float[Tensor, "B N C"], second: Float[Tensor, "B N C"], grid: Grid
+) -> Float[Tensor, "two_B N E"]:
+    """Each image of a pair beside the other, nothing hidden: the first ones of all pairs, then the second ones."""
+    both, other = torch.cat([first, second]), torch.cat([second, first])
+    return decoder(both, list_all_tokens(both), other, grid)
 
 
 def list_all_tokens(tokens: Float[Tensor, "B N C"]) -> Int[Tensor, "B N"]:

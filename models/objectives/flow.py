@@ -30,7 +30,7 @@ from models.heads.matching import match
 from models.heads.places import PlaceSignal
 from models.images import denormalise, normalise, paint_flow_px
 from models.objectives.base import Encoded
-from models.objectives.downstream import DownstreamObjective, build_pair_decoder, list_all_tokens, mean_of_known
+from models.objectives.downstream import DownstreamObjective, build_pair_decoder, decode_both_ways, mean_of_known
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class FlowObjective(DownstreamObjective):
         """Pixels to the right and down, from the first image to the next one and back."""
         size = (self.grid.h, self.grid.w)
         first, following = (self.places(image.tokens) for image in encoded)
-        both, other = torch.cat([first, following]), torch.cat([following, first])
-        tokens = self.decoder(both, list_all_tokens(both), other, self.grid)  # (2 B, N, C)
+        tokens = decode_both_ways(self.decoder, first, following, self.grid)  # (2 B, N, C)
         refinement = self.head(tokens, size)  # (2 B, 2, H, W), in patches
         matched = F.interpolate(match(tokens, tokens.roll(len(first), dims=0), size), size=refinement.shape[-2:], mode="bilinear")
         flow_px = (matched + refinement).movedim(1, -1) * self.head.patch_px

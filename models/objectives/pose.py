@@ -26,7 +26,7 @@ from models.encoder import ClipGroup, VideoEncoder
 from models.heads.pose import PoseHead
 from models.images import denormalise, normalise
 from models.objectives.base import Encoded
-from models.objectives.downstream import DownstreamObjective, build_pair_decoder, list_all_tokens
+from models.objectives.downstream import DownstreamObjective, build_pair_decoder, decode_both_ways
 
 _KEPT = frozenset({"target_images", "reference_images", "target_colours", "reference_colours"})
 
@@ -78,9 +78,7 @@ class PoseObjective(DownstreamObjective):
     def answer(self, encoded: Sequence[Encoded], batch: Batch) -> Float[Tensor, "B 2 4 4"]:
         """reference_from_target and target_from_reference, in metres."""
         target, reference = (view.tokens for view in encoded)
-        both, other = torch.cat([target, reference]), torch.cat([reference, target])
-        there, back = self.decoder(both, list_all_tokens(both), other, self.grid).chunk(2)
-        return self.head(there, back)
+        return self.head(*decode_both_ways(self.decoder, target, reference, self.grid).chunk(2))
 
     def measure(self, predicted: Float[Tensor, "B 2 4 4"], truth: Float[Tensor, "B 2 4 4"]) -> Float[Tensor, " B"]:
         """As the formula above has it."""

@@ -10,13 +10,14 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from trainer.config.data import AugmentConfig, DrivesData
 from trainer.data.clips import name_clip, read_clip
-from trainer.data.ground_truth import GROUND_TRUTH, GroundTruth, load_ground_truth
+from trainer.data.ground_truth import GROUND_TRUTH, load_flow
 from trainer.data.index import Index
 from trainer.data.source import Room, Sample, new_room
 from trainer.data.transforms import Window, draw_colours, draw_window, place_window
@@ -83,15 +84,17 @@ class FlowSource:
         is_mirrored = bool(rng.random() < self.augment.flip_probability)
         return draw_window((width, height), out_size_px, crop_share=self.augment.crop_share, is_mirrored=is_mirrored, rng=rng)
 
-    def _read_flows(self, index: int) -> tuple[Float32[np.ndarray, "rows columns 2"], Float32[np.ndarray, "rows columns 2"]]:
+    def _read_flows(self, index: int) -> list[Float32[np.ndarray, "rows columns 2"]]:
         """From the first image to the next one, and back."""
-        first, following = (self._read_truth(index, int(row)) for row in self._pair(index)[:, 0])
-        return first.flow_px, following.backward_flow_px
+        first, following = self._pair(index)[:, 0].tolist()
+        return [self._read_flow(index, first, "flow_px"), self._read_flow(index, following, "backward_flow_px")]
 
-    def _read_truth(self, index: int, row: int) -> GroundTruth:
+    def _read_flow(
+        self, index: int, row: int, way: Literal["flow_px", "backward_flow_px"]
+    ) -> Float32[np.ndarray, "rows columns 2"]:
         image = self.index.columns["image_file"][row].decode()
         try:
-            return load_ground_truth(self._root, image)
+            return load_flow(self._root, image, way)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ClipError(self.name(index), f"the ground truth of {image} cannot be read: {error}") from error
 

@@ -9,10 +9,10 @@
 """
 
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float16, Int
+from jaxtyping import Float, Float16, Float32, Int
 
 GROUND_TRUTH = "ground_truth"
 """The folder beside the tables."""
@@ -54,6 +54,12 @@ def save_ground_truth(dataroot: Path, image: str, truth: GroundTruth) -> None:
 
 def _round_flow(flow_px: Float[np.ndarray, "H W 2"]) -> Float16[np.ndarray, "H W 2"]:
     return np.clip(flow_px, -60000, 60000).astype(np.float16)
+
+
+def load_flow(dataroot: Path, image: str, way: Literal["flow_px", "backward_flow_px"]) -> Float32[np.ndarray, "H W 2"]:
+    """One flow of `image`, without the rest of its truth being unpacked."""
+    with ground_truth_path(dataroot, image).open("rb") as file, np.load(file) as stored:
+        return stored[way].astype(np.float32)
 
 
 def load_ground_truth(dataroot: Path, image: str) -> GroundTruth:

@@ -29,8 +29,8 @@ SMALL_THINGS = 12 * MB
 SAVE_BUFFERS = {"local": SMALL_THINGS, "s3": SMALL_THINGS + (StoreConfig().threads + 2) * PART_MB * MB}
 LOAD_BUFFERS = SMALL_THINGS + storage._READERS * READ_BYTES
 """What does not grow with the state; parts and reads are made small, so that the state is large beside them."""
-COPY_SEEN = SHARD - SMALL_THINGS
-"""A copy of a shard, less what else went meanwhile and what the kernel has not counted yet: it counts pages in batches (proc(5))."""
+COPY_SEEN = SHARD - MB
+"""A copy of a shard, less what the allocator had kept and what the kernel has not counted yet: it counts pages in batches (proc(5))."""
 
 
 def build(mesh: DeviceMesh, placement: Placement, value: float) -> dict[str, DTensor]:
