@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import transfer
-from benchmarks.transfer import CLAIMS, PRETRAININGS, SCRATCH, TASKS, Cell, judge, list_cells, paired_differences, tabulate
+from benchmarks import transfer_cells
+from benchmarks.transfer_cells import Cell, list_cells, read_figures, read_known, run_cells
+from benchmarks.transfer_protocol import CLAIMS, PRETRAININGS, SCRATCH, TASKS, write_protocol
+from benchmarks.transfer_table import as_markdown, compare_with_scratch, judge, paired_differences, tabulate
 from models.config import EncoderConfig
 from tests.runs import ROOT
 from trainer.config.load import load_run_config
@@ -71,8 +73,8 @@ def test_a_cell_that_has_ended_is_not_run_again(tmp_path: Path, monkeypatch: pyt
     done, todo = (Cell(tmp_path / name, ("config", "--schema")) for name in ("done", "todo"))
     done.cost.write_text("1.0\n")
     ran: list[Cell] = []
-    monkeypatch.setattr(transfer, "run_cell", lambda cell: ran.append(cell) or True)
-    transfer.run_cells([[done, todo]], jobs=1)
+    monkeypatch.setattr(transfer_cells, "run_cell", lambda cell: ran.append(cell) or True)
+    run_cells([[done, todo]], jobs=1)
     assert ran == [todo]
 
 
@@ -83,11 +85,11 @@ def test_cells_of_an_earlier_report_are_neither_run_nor_pretrained_for(tmp_path:
             for name in (SCRATCH, "mae")
             for mode in TASKS["depth"].modes
         ],
-        "protocol": transfer.write_protocol(),
+        "protocol": write_protocol(),
         "minutes": {"pretrained/mae-0": 2.0, "evaluated/depth-mae-frozen-0": 1.0},
     }
     (tmp_path / "earlier.json").write_text(json.dumps(earlier))
-    known = transfer.read_known(tmp_path / "earlier.json")
+    known = read_known(tmp_path / "earlier.json")
     assert known.values["depth", "mae", "frozen", 0] == {"abs_rel": 0.5}
     assert known.minutes == earlier["minutes"]
     assert list_cells(tmp_path, ["mae"], ["depth"], 0, known.values) == ([], {})
@@ -104,10 +106,10 @@ def test_cells_of_another_protocol_are_not_taken_from_an_earlier_report(changed:
         {"task": "depth", "pretraining": name, "mode": "frozen", "seed": 0, "metric": "abs_rel", "value": 0.5}
         for name in (SCRATCH, "mae")
     ]
-    protocol = {**transfer.write_protocol(), changed: ["steps=1"]}
+    protocol = {**write_protocol(), changed: ["steps=1"]}
     minutes = {f"evaluated/depth-{name}-frozen-0": 1.0 for name in (SCRATCH, "mae")}
     (tmp_path / "earlier.json").write_text(json.dumps({"cells": cells, "protocol": protocol, "minutes": minutes}))
-    known = transfer.read_known(tmp_path / "earlier.json")
+    known = read_known(tmp_path / "earlier.json")
     assert {name for _, name, _, _ in known.values} == kept
     assert set(known.minutes) == {f"evaluated/depth-{name}-frozen-0" for name in kept}
 
@@ -120,7 +122,7 @@ def test_a_fresh_encoder_is_like_crocos_which_is_pretrained_for_it(tmp_path: Pat
 def test_a_cell_that_fails_is_named_after_the_others_were_run(tmp_path: Path) -> None:
     bad, good = Cell(tmp_path / "bad", ("config", "no/such.yaml")), Cell(tmp_path / "good", ("config", "--schema"))
     with pytest.raises(SystemExit, match=r"bad\.log"):
-        transfer.run_cells([[bad, good]], jobs=2)
+        run_cells([[bad, good]], jobs=2)
     assert good.has_ended and not bad.has_ended
     assert "no/such.yaml" in bad.log.read_text()
 
@@ -129,6 +131,12 @@ def test_a_difference_is_taken_seed_by_seed_and_positive_where_the_first_is_bett
     values = values_of("depth", croco=[0.2, 0.3], scratch=[0.3, 0.7, 0.9])
     assert paired_differences(values, "depth", "croco", SCRATCH, "frozen") == pytest.approx([0.1, 0.4])
     assert paired_differences(values, "depth", SCRATCH, "croco", "frozen") == pytest.approx([-0.1, -0.4])
+
+
+def test_each_pretraining_is_compared_with_scratch_where_two_seeds_have_both() -> None:
+    values = values_of("depth", croco=[0.2, 0.3], scratch=[0.3, 0.7], mae=[0.1])
+    assert compare_with_scratch(values).keys() == {"depth, croco, frozen"}
+    assert compare_with_scratch(values)["depth, croco, frozen"]["mean"] == pytest.approx((0.1 + 0.4) / 2)
 
 
 def test_a_claim_holds_where_the_interval_lies_above_zero_and_is_open_without_two_seeds() -> None:
@@ -151,10 +159,10 @@ def test_the_table_has_means_and_the_text_a_row_for_every_pretraining() -> None:
     values = values_of("pose", croco=[1.0, 3.0], scratch=[4.0, 4.0])
     table = tabulate(values)
     assert table["pose"]["median_cm"]["croco, frozen"]["mean"] == 2.0
-    text = transfer.as_markdown(table, [judge(claim, values) for claim in CLAIMS])
+    text = as_markdown(table, [judge(claim, values) for claim in CLAIMS])
     assert "| scratch | 4 ± 0 |" in text and "| mim4d | - |" in text
     assert "- MIM4D beats scratch on BEV: not known yet\n" in text
-    assert transfer.as_markdown(tabulate(values_of("pose", scratch=[1000.0, 2000.0])), []).count("| 1500 ± 6400 |") == 1
+    assert as_markdown(tabulate(values_of("pose", scratch=[1000.0, 2000.0])), []).count("| 1500 ± 6400 |") == 1
     # better by 3 and by 1: a mean of 2, and 12.706 standard errors of 1
     assert "- CroCo beats scratch on pose: does not hold (median_cm better by 2 ± 13)\n" in text
 
@@ -163,5 +171,5 @@ def test_figures_of_a_cell_are_those_of_its_seed_and_nan_where_unknown(tmp_path:
     cell = Cell(tmp_path / "cell", ())
     cell.folder.mkdir()
     (cell.folder / "evaluation.json").write_text(json.dumps({"seeds": [{"figures": {"epe_px": 1.5, "outliers": None}}]}))
-    found = transfer.read_figures(cell)
+    found = read_figures(cell)
     assert found["epe_px"] == 1.5 and math.isnan(found["outliers"])

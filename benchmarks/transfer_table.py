@@ -1,0 +1,130 @@
+"""What the cells of the study say: a table, differences paired by seed, a verdict for each claim, and a figure."""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import write_table
+from benchmarks.transfer_cells import Values
+from benchmarks.transfer_protocol import PRETRAININGS, SCRATCH, TASKS, Claim
+from trainer.evaluation.report import summarise
+
+_COLUMNS = 5
+"""Of pictures in a row of the figure."""
+
+
+def tabulate(values: Values) -> dict[str, Any]:
+    """Mean and half width over seeds: task -> metric -> "pretraining, mode"."""
+    table: dict[str, Any] = {}
+    for task, name, mode in dict.fromkeys(key[:3] for key in values):
+        of_seeds = [figures for key, figures in values.items() if key[:3] == (task, name, mode)]
+        for metric in of_seeds[0]:
+            of_metric = table.setdefault(task, {}).setdefault(metric, {})
+            of_metric[f"{name}, {mode}"] = as_interval([figures[metric] for figures in of_seeds])
+    return table
+
+
+def as_interval(numbers: Sequence[float]) -> dict[str, float | None]:
+    """Mean and half the width of its 95 % interval."""
+    mean, half = summarise(numbers)
+    return {"mean": mean, "half_width": half}
+
+
+def paired_differences(values: Values, task: str, better: str, worse: str, mode: str) -> list[float]:
+    """By how much `better` is better than `worse` in the metric of `task`, one number a seed that both have."""
+    sign = -1 if TASKS[task].lower_is_better else 1
+    metric = TASKS[task].metric
+    seeds = [seed for of_task, name, of_mode, seed in values if (of_task, name, of_mode) == (task, better, mode)]
+    return [
+        sign * (values[task, better, mode, seed][metric] - values[task, worse, mode, seed][metric])
+        for seed in seeds
+        if (task, worse, mode, seed) in values
+    ]
+
+
+def compare_with_scratch(values: Values) -> dict[str, Any]:
+    """Mean and half width of what each pre-training is better by: "task, pretraining, mode" -> interval, where two seeds are known."""
+    paired = {
+        f"{task}, {name}, {mode}": paired_differences(values, task, name, SCRATCH, mode)
+        for task, name in itertools.product(TASKS, PRETRAININGS)
+        for mode in TASKS[task].modes
+    }
+    return {cell: as_interval(differences) for cell, differences in paired.items() if len(differences) > 1}
+
+
+def judge(claim: Claim, values: Values) -> dict[str, Any]:
+    """Whether the interval of the paired difference lies above zero, frozen, in one of the claim's tasks; null before it is known."""
+    paired = {task: paired_differences(values, task, claim.better, claim.worse, "frozen") for task in claim.tasks}
+    found = {task: as_interval(differences) for task, differences in paired.items() if len(differences) > 1}
+    holds = any(interval["mean"] > interval["half_width"] for interval in found.values()) if found else None  # type: ignore[operator]
+    return {"text": claim.text, "holds": holds, "differences": found}
+
+
+def as_markdown(table: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> str:
+    """A table of the metric that each task is judged by, and the verdicts."""
+    columns = [(task, mode) for task in table for mode in TASKS[task].modes]
+    heads = [f"{task}, {mode}: {TASKS[task].metric}" for task, mode in columns]
+    rows = [
+        (name, *(_say(table[task][TASKS[task].metric].get(f"{name}, {mode}")) for task, mode in columns))
+        for name in (SCRATCH, *PRETRAININGS)
+    ]
+    verdicts = {True: "holds", False: "does not hold", None: "not known yet"}
+    return "\n".join(
+        [
+            *write_table(("pre-training", *heads), rows),
+            "",
+            *(f"- {claim['text']}: {verdicts[claim['holds']]}{_say_differences(claim)}" for claim in claims),
+            "",
+        ]
+    )
+
+
+def _say_differences(claim: Mapping[str, Any]) -> str:
+    """By how much, in the metric of each task; nothing before it is known."""
+    said = [f"{TASKS[task].metric} better by {_say(interval)}" for task, interval in claim["differences"].items()]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _say(interval: Mapping[str, float | None] | None) -> str:
+    if interval is None:
+        return "-"
+    mean, half = interval["mean"], interval["half_width"]
+    assert mean is not None, "an interval without a mean is none"
+    return _round(mean, 3) if half is None else f"{_round(mean, 3)} ± {_round(half, 2)}"
+
+
+def _round(number: float, digits: int) -> str:
+    """To significant digits, without an exponent where there need be none."""
+    return f"{float(f'{number:.{digits}g}'):g}"
+
+
+def plot(values: Values, path: Path) -> None:
+    """For each task and mode how much better than scratch each pre-training is, in percent of scratch, with 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = [(task, mode) for task in TASKS for mode in TASKS[task].modes if any(key[0] == task for key in values)]
+    columns = min(_COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    size = (2.6 * columns, 2.6 * rows + 0.4)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis, (task, mode) in zip(axes.flat[: len(shown)], shown, strict=True):
+        of_scratch = [figures[TASKS[task].metric] for key, figures in values.items() if key[:3] == (task, SCRATCH, mode)]
+        axis.axvline(0, color="0.6", linewidth=1)
+        for place, name in enumerate(PRETRAININGS):
+            differences = paired_differences(values, task, name, SCRATCH, mode)
+            if len(differences) > 1:
+                mean, half = (100 * number / summarise(of_scratch)[0] for number in as_interval(differences).values())  # type: ignore[operator]
+                axis.errorbar(mean, place, xerr=half, fmt="o", capsize=3, color=f"C{place}")
+        axis.set_title(f"{task}, {mode}\n{TASKS[task].metric}", fontsize=9)
+        axis.set_yticks(range(len(PRETRAININGS)), PRETRAININGS)
+        axis.grid(alpha=0.3)
+    axes[0][0].invert_yaxis()
+    figure.supxlabel("better than scratch by, in %", fontsize=9)
+    figure.savefig(path, dpi=120)
