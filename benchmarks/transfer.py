@@ -51,11 +51,12 @@ def tell(report: Report, arguments: Namespace, known: Known, pretrained: Sequenc
     """Table, verdicts and figure of the cells that have ended and of those that were known."""
     new = {key: read_figures(cell) for key, cell in evaluated.items() if cell.has_ended}
     values = {**known.values, **new}
-    table = tabulate(values)
+    table, differences = tabulate(values), compare_with_scratch(values)
     claims = [judge(claim, values) for claim in CLAIMS]
-    report.say(as_markdown(table, claims))
+    text = as_markdown(table, differences, claims)
+    report.say(text)
     if report.save:
-        (RESULTS / "transfer.md").write_text(as_markdown(table, claims))
+        (RESULTS / "transfer.md").write_text(text)
         plot(values, RESULTS / "transfer.png")
     ended = [cell for cell in (*pretrained, *evaluated.values()) if cell.has_ended]
     minutes = {**known.minutes, **{cell.name: float(cell.cost.read_text()) for cell in ended}}
@@ -67,7 +68,7 @@ def tell(report: Report, arguments: Namespace, known: Known, pretrained: Sequenc
                 for metric, value in figures.items()
             ],
             "table": table,
-            "differences": compare_with_scratch(values),
+            "differences": differences,
             "claims": claims,
             "protocol": write_protocol(),
             "minutes": minutes,

@@ -11,6 +11,8 @@ from benchmarks.transfer_cells import Values
 from benchmarks.transfer_protocol import PRETRAININGS, SCRATCH, TASKS, Claim
 from trainer.evaluation.report import summarise
 
+Interval = Mapping[str, float | None]
+"""Mean and half_width."""
 _COLUMNS = 5
 """Of pictures in a row of the figure."""
 
@@ -26,10 +28,16 @@ def tabulate(values: Values) -> dict[str, Any]:
     return table
 
 
-def as_interval(numbers: Sequence[float]) -> dict[str, float | None]:
+def as_interval(numbers: Sequence[float]) -> Interval:
     """Mean and half the width of its 95 % interval."""
     mean, half = summarise(numbers)
     return {"mean": mean, "half_width": half}
+
+
+def is_above_zero(interval: Interval) -> bool:
+    """Whether all of it is; one seed has no interval."""
+    mean, half = interval["mean"], interval["half_width"]
+    return mean is not None and half is not None and mean > half
 
 
 def paired_differences(values: Values, task: str, better: str, worse: str, mode: str) -> list[float]:
@@ -58,22 +66,23 @@ def judge(claim: Claim, values: Values) -> dict[str, Any]:
     """Whether the interval of the paired difference lies above zero, frozen, in one of the claim's tasks; null before it is known."""
     paired = {task: paired_differences(values, task, claim.better, claim.worse, "frozen") for task in claim.tasks}
     found = {task: as_interval(differences) for task, differences in paired.items() if len(differences) > 1}
-    holds = any(interval["mean"] > interval["half_width"] for interval in found.values()) if found else None  # type: ignore[operator]
+    holds = any(is_above_zero(interval) for interval in found.values()) if found else None
     return {"text": claim.text, "holds": holds, "differences": found}
 
 
-def as_markdown(table: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> str:
-    """A table of the metric that each task is judged by, and the verdicts."""
-    columns = [(task, mode) for task in table for mode in TASKS[task].modes]
-    heads = [f"{task}, {mode}: {TASKS[task].metric}" for task, mode in columns]
-    rows = [
-        (name, *(_say(table[task][TASKS[task].metric].get(f"{name}, {mode}")) for task, mode in columns))
-        for name in (SCRATCH, *PRETRAININGS)
-    ]
+def as_markdown(table: Mapping[str, Any], differences: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> str:
+    """A table of the metric that each task is judged by, and the verdicts; bold is what is surely better than scratch."""
+    names = (SCRATCH, *PRETRAININGS)
+    cells = [(task, mode) for task in table for mode in TASKS[task].modes]
+    rows = []
+    for task, mode in cells:
+        metric, arrow = TASKS[task].metric, "↓" if TASKS[task].lower_is_better else "↑"
+        said = [_say(table[task][metric].get(f"{name}, {mode}"), differences.get(f"{task}, {name}, {mode}")) for name in names]
+        rows.append((f"{task}, {mode}: {metric} {arrow}", *said))
     verdicts = {True: "holds", False: "does not hold", None: "not known yet"}
     return "\n".join(
         [
-            *write_table(("pre-training", *heads), rows),
+            *write_table(("", *names), rows),
             "",
             *(f"- {claim['text']}: {verdicts[claim['holds']]}{_say_differences(claim)}" for claim in claims),
             "",
@@ -87,12 +96,14 @@ def _say_differences(claim: Mapping[str, Any]) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _say(interval: Mapping[str, float | None] | None) -> str:
+def _say(interval: Interval | None, lead: Interval | None = None) -> str:
+    """Bold if the lead is above zero."""
     if interval is None:
         return "-"
     mean, half = interval["mean"], interval["half_width"]
     assert mean is not None, "an interval without a mean is none"
-    return _round(mean, 3) if half is None else f"{_round(mean, 3)} ± {_round(half, 2)}"
+    said = _round(mean, 3) if half is None else f"{_round(mean, 3)} ± {_round(half, 2)}"
+    return f"**{said}**" if lead and is_above_zero(lead) else said
 
 
 def _round(number: float, digits: int) -> str:

@@ -155,16 +155,24 @@ def test_a_claim_holds_where_the_interval_lies_above_zero_and_is_open_without_tw
     assert judge(claim, values_of("pose", croco=[1.0], scratch=[2.0]))["holds"] is None
 
 
-def test_the_table_has_means_and_the_text_a_row_for_every_pretraining() -> None:
+def test_the_table_has_means_and_the_text_a_column_for_every_pretraining() -> None:
     values = values_of("pose", croco=[1.0, 3.0], scratch=[4.0, 4.0])
     table = tabulate(values)
     assert table["pose"]["median_cm"]["croco, frozen"]["mean"] == 2.0
-    text = as_markdown(table, [judge(claim, values) for claim in CLAIMS])
-    assert "| scratch | 4 ± 0 |" in text and "| mim4d | - |" in text
-    assert "- MIM4D beats scratch on BEV: not known yet\n" in text
-    assert as_markdown(tabulate(values_of("pose", scratch=[1000.0, 2000.0])), []).count("| 1500 ± 6400 |") == 1
+    text = as_markdown(table, compare_with_scratch(values), [judge(claim, values) for claim in CLAIMS])
+    head, _, row = text.splitlines()[:3]
+    columns = dict(zip(head.split("|"), row.split("|"), strict=True))
+    assert columns["  "] == " pose, frozen: median_cm ↓ " and columns[" scratch "] == " 4 ± 0 " and columns[" mim4d "] == " - "
     # better by 3 and by 1: a mean of 2, and 12.706 standard errors of 1
+    assert columns[" croco "] == " 2 ± 13 "
     assert "- CroCo beats scratch on pose: does not hold (median_cm better by 2 ± 13)\n" in text
+    assert "- MIM4D beats scratch on BEV: not known yet\n" in text
+
+
+def test_what_is_surely_better_than_scratch_is_bold_and_figures_have_no_exponents() -> None:
+    values = values_of("pose", scratch=[1000.0, 2000.0], croco=[400.0, 1399.0], mae=[1400.0, 2401.0])
+    text = as_markdown(tabulate(values), compare_with_scratch(values), [])
+    assert "| 1500 ± 6400 |" in text and "| **900 ± 6300** |" in text and "| 1900 ± 6400 |" in text
 
 
 def test_figures_of_a_cell_are_those_of_its_seed_and_nan_where_unknown(tmp_path: Path) -> None:
