@@ -8,10 +8,10 @@ command in a folder of its own, which is trained once: a second call goes on whe
     python -m benchmarks.transfer --folder runs/transfer --report             # of the cells that have ended
     python -m benchmarks.transfer --folder runs/other --known benchmarks/results/transfer.json --save   # what that report lacks
 
-JSON keys: cells (task, pretraining, mode, seed, metric, value: one object each), table (task -> metric -> "pretraining, mode" -> mean
-and half_width of its 95 % interval), differences (each pre-training less scratch, paired by seed), claims (text, holds, differences),
-protocol (the world, and how each task and pre-training was run: cells of another one are not taken from an earlier report), minutes
-(of a core, by cell), cpu_minutes (their sum), seeds, missing (cells that have not ended).
+JSON keys: cells (task, pretraining, mode, seed, metric, value: one object each), table (task -> metric -> "pretraining, mode" or
+"trivial" -> mean and half_width of its 95 % interval), differences (each pre-training less scratch, paired by seed), claims (text,
+holds, differences), protocol (the world, and how each task and pre-training was run: cells of another one are not taken from an
+earlier report), minutes (of a core, by cell), cpu_minutes (their sum), seeds, missing (cells that have not ended).
 """
 
 from argparse import Namespace
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.report import RESULTS, Report, build_parser
-from benchmarks.transfer_cells import Cell, Key, Known, list_cells, read_figures, read_known, run_cells, synthesize
+from benchmarks.transfer_cells import Cell, Key, Known, list_cells, read_figures, read_known, read_trivial, run_cells, synthesize
 from benchmarks.transfer_protocol import CLAIMS, PRETRAININGS, TASKS, write_protocol
 from benchmarks.transfer_table import as_markdown, compare_with_scratch, judge, plot, tabulate
 
@@ -36,7 +36,7 @@ def main() -> None:
         "--known", type=Path, help="an earlier report, saved on another machine maybe: its cells are not run again"
     )
     arguments = parser.parse_args()
-    known = read_known(arguments.known) if arguments.known else Known({}, {})
+    known = read_known(arguments.known) if arguments.known else Known({}, {}, {})
     names, tasks = arguments.pretrainings, arguments.tasks
     seeds = [list_cells(arguments.folder, names, tasks, seed, known.values) for seed in range(arguments.seeds)]
     if not arguments.report:
@@ -51,7 +51,8 @@ def tell(report: Report, arguments: Namespace, known: Known, pretrained: Sequenc
     """Table, verdicts and figure of the cells that have ended and of those that were known."""
     new = {key: read_figures(cell) for key, cell in evaluated.items() if cell.has_ended}
     values = {**known.values, **new}
-    table, differences = tabulate(values), compare_with_scratch(values)
+    trivial = {**known.trivial, **{task: read_trivial(evaluated[task, *rest]) for task, *rest in new}}
+    table, differences = tabulate(values, trivial), compare_with_scratch(values)
     claims = [judge(claim, values) for claim in CLAIMS]
     text = as_markdown(table, differences, claims)
     report.say(text)

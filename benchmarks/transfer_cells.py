@@ -10,11 +10,24 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.transfer_protocol import BOTH_MODES, CITY, CLIPS, LIKE, PRETRAININGS, RUN, SCRATCH, SHARED, TASKS, write_protocol
+from benchmarks.transfer_protocol import (
+    BOTH_MODES,
+    CITY,
+    CLIPS,
+    LIKE,
+    PRETRAININGS,
+    RUN,
+    SCRATCH,
+    SHARED,
+    TASKS,
+    TRIVIAL,
+    write_protocol,
+)
 
 Key = tuple[str, str, str, int]
 """Task, pre-training, mode, seed."""
@@ -52,6 +65,8 @@ class Known:
     """Cells that need not be run, from an earlier report."""
 
     values: Values
+    trivial: Mapping[str, Mapping[str, float]]
+    """Task -> metric -> that of the trivial answer."""
     minutes: Mapping[str, float]
     """Of a core, by the name of the cell, pre-trainings included."""
 
@@ -62,14 +77,19 @@ def read_known(report: Path) -> Known:
     protocol = write_protocol()
     same = {SCRATCH} | {name for name in protocol if saved["protocol"].get(name) == protocol[name]}
     if SHARED not in same:
-        return Known({}, {})
+        return Known({}, {}, {})
     values: dict[Key, dict[str, float]] = {}
     for cell in saved["cells"]:
         if not {cell["task"], cell["pretraining"]} <= same:
             continue
         key = (cell["task"], cell["pretraining"], cell["mode"], cell["seed"])
         values.setdefault(key, {})[cell["metric"]] = cell["value"]
-    return Known(values, {cell: minutes for cell, minutes in saved["minutes"].items() if _parts_of(cell) <= same})
+    trivial = {
+        task: {metric: of_metric[TRIVIAL]["mean"] for metric, of_metric in of_task.items()}
+        for task, of_task in saved["table"].items()
+        if task in same
+    }
+    return Known(values, trivial, {cell: minutes for cell, minutes in saved["minutes"].items() if _parts_of(cell) <= same})
 
 
 def _parts_of(cell: str) -> set[str]:
@@ -150,5 +170,18 @@ def run_cell(cell: Cell) -> bool:
 
 def read_figures(cell: Cell) -> dict[str, float]:
     """Metrics of the one seed of a cell; NaN where nothing was known."""
-    (of_seed,) = json.loads((cell.folder / "evaluation.json").read_text())["seeds"]
-    return {name: math.nan if value is None else value for name, value in of_seed["figures"].items()}
+    (of_seed,) = _read_evaluation(cell)["seeds"]
+    return _with_nan(of_seed["figures"])
+
+
+def read_trivial(cell: Cell) -> dict[str, float]:
+    """Metrics of the trivial answer, which are the same in all cells of a task."""
+    return _with_nan(_read_evaluation(cell)["trivial_figures"])
+
+
+def _read_evaluation(cell: Cell) -> dict[str, Any]:
+    return json.loads((cell.folder / "evaluation.json").read_text())
+
+
+def _with_nan(figures: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in figures.items()}

@@ -6,6 +6,8 @@ from pathlib import Path
 
 RUN = Path(__file__).parents[1] / "launch" / "runs" / "transfer.yaml"
 SCRATCH = "scratch"
+TRIVIAL = "trivial"
+"""The answer that looks at no image; each task has its own (docs/evaluation.md)."""
 LIKE = "croco"
 """The pre-training whose encoder a fresh one has the shape of."""
 CITY = ("--scenes=96", "--duration-s=3", "--scale=0.125")

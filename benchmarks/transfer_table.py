@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.report import write_table
 from benchmarks.transfer_cells import Values
-from benchmarks.transfer_protocol import PRETRAININGS, SCRATCH, TASKS, Claim
+from benchmarks.transfer_protocol import PRETRAININGS, SCRATCH, TASKS, TRIVIAL, Claim
 from trainer.evaluation.report import summarise
 
 Interval = Mapping[str, float | None]
@@ -17,14 +17,15 @@ _COLUMNS = 5
 """Of pictures in a row of the figure."""
 
 
-def tabulate(values: Values) -> dict[str, Any]:
-    """Mean and half width over seeds: task -> metric -> "pretraining, mode"."""
-    table: dict[str, Any] = {}
+def tabulate(values: Values, trivial: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Mean and half width over seeds: task -> metric -> "pretraining, mode" or "trivial"."""
+    table: dict[str, Any] = {
+        task: {metric: {TRIVIAL: as_interval([value])} for metric, value in figures.items()} for task, figures in trivial.items()
+    }
     for task, name, mode in dict.fromkeys(key[:3] for key in values):
         of_seeds = [figures for key, figures in values.items() if key[:3] == (task, name, mode)]
         for metric in of_seeds[0]:
-            of_metric = table.setdefault(task, {}).setdefault(metric, {})
-            of_metric[f"{name}, {mode}"] = as_interval([figures[metric] for figures in of_seeds])
+            table[task][metric][f"{name}, {mode}"] = as_interval([figures[metric] for figures in of_seeds])
     return table
 
 
@@ -78,11 +79,11 @@ def as_markdown(table: Mapping[str, Any], differences: Mapping[str, Any], claims
     for task, mode in cells:
         metric, arrow = TASKS[task].metric, "↓" if TASKS[task].lower_is_better else "↑"
         said = [_say(table[task][metric].get(f"{name}, {mode}"), differences.get(f"{task}, {name}, {mode}")) for name in names]
-        rows.append((f"{task}, {mode}: {metric} {arrow}", *said))
+        rows.append((f"{task}, {mode}: {metric} {arrow}", _say(table[task][metric][TRIVIAL]), *said))
     verdicts = {True: "holds", False: "does not hold", None: "not known yet"}
     return "\n".join(
         [
-            *write_table(("", *names), rows),
+            *write_table(("", TRIVIAL, *names), rows),
             "",
             *(f"- {claim['text']}: {verdicts[claim['holds']]}{_say_differences(claim)}" for claim in claims),
             "",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import transfer_cells
-from benchmarks.transfer_cells import Cell, list_cells, read_figures, read_known, run_cells
+from benchmarks.transfer_cells import Cell, list_cells, read_figures, read_known, read_trivial, run_cells
 from benchmarks.transfer_protocol import CLAIMS, PRETRAININGS, SCRATCH, TASKS, write_protocol
 from benchmarks.transfer_table import as_markdown, compare_with_scratch, judge, paired_differences, tabulate
 from models.config import EncoderConfig
@@ -85,12 +85,14 @@ def test_cells_of_an_earlier_report_are_neither_run_nor_pretrained_for(tmp_path:
             for name in (SCRATCH, "mae")
             for mode in TASKS["depth"].modes
         ],
+        "table": {"depth": {"abs_rel": {"trivial": {"mean": 0.75, "half_width": None}}}},
         "protocol": write_protocol(),
         "minutes": {"pretrained/mae-0": 2.0, "evaluated/depth-mae-frozen-0": 1.0},
     }
     (tmp_path / "earlier.json").write_text(json.dumps(earlier))
     known = read_known(tmp_path / "earlier.json")
     assert known.values["depth", "mae", "frozen", 0] == {"abs_rel": 0.5}
+    assert known.trivial == {"depth": {"abs_rel": 0.75}}
     assert known.minutes == earlier["minutes"]
     assert list_cells(tmp_path, ["mae"], ["depth"], 0, known.values) == ([], {})
     pretrained, evaluated = list_cells(tmp_path, ["mae", "simipu"], ["depth"], 0, known.values)
@@ -108,10 +110,13 @@ def test_cells_of_another_protocol_are_not_taken_from_an_earlier_report(changed:
     ]
     protocol = {**write_protocol(), changed: ["steps=1"]}
     minutes = {f"evaluated/depth-{name}-frozen-0": 1.0 for name in (SCRATCH, "mae")}
-    (tmp_path / "earlier.json").write_text(json.dumps({"cells": cells, "protocol": protocol, "minutes": minutes}))
+    table = {"depth": {"abs_rel": {"trivial": {"mean": 0.75, "half_width": None}}}}
+    earlier = {"cells": cells, "table": table, "protocol": protocol, "minutes": minutes}
+    (tmp_path / "earlier.json").write_text(json.dumps(earlier))
     known = read_known(tmp_path / "earlier.json")
     assert {name for _, name, _, _ in known.values} == kept
     assert set(known.minutes) == {f"evaluated/depth-{name}-frozen-0" for name in kept}
+    assert set(known.trivial) == ({"depth"} if kept else set())
 
 
 def test_a_fresh_encoder_is_like_crocos_which_is_pretrained_for_it(tmp_path: Path) -> None:
@@ -157,12 +162,13 @@ def test_a_claim_holds_where_the_interval_lies_above_zero_and_is_open_without_tw
 
 def test_the_table_has_means_and_the_text_a_column_for_every_pretraining() -> None:
     values = values_of("pose", croco=[1.0, 3.0], scratch=[4.0, 4.0])
-    table = tabulate(values)
+    table = tabulate(values, {"pose": {"median_cm": 5.0}})
     assert table["pose"]["median_cm"]["croco, frozen"]["mean"] == 2.0
     text = as_markdown(table, compare_with_scratch(values), [judge(claim, values) for claim in CLAIMS])
     head, _, row = text.splitlines()[:3]
     columns = dict(zip(head.split("|"), row.split("|"), strict=True))
     assert columns["  "] == " pose, frozen: median_cm ↓ " and columns[" scratch "] == " 4 ± 0 " and columns[" mim4d "] == " - "
+    assert columns[" trivial "] == " 5 "
     # better by 3 and by 1: a mean of 2, and 12.706 standard errors of 1
     assert columns[" croco "] == " 2 ± 13 "
     assert "- CroCo beats scratch on pose: does not hold (median_cm better by 2 ± 13)\n" in text
@@ -171,13 +177,15 @@ def test_the_table_has_means_and_the_text_a_column_for_every_pretraining() -> No
 
 def test_what_is_surely_better_than_scratch_is_bold_and_figures_have_no_exponents() -> None:
     values = values_of("pose", scratch=[1000.0, 2000.0], croco=[400.0, 1399.0], mae=[1400.0, 2401.0])
-    text = as_markdown(tabulate(values), compare_with_scratch(values), [])
+    text = as_markdown(tabulate(values, {"pose": {"median_cm": 5.0}}), compare_with_scratch(values), [])
     assert "| 1500 ± 6400 |" in text and "| **900 ± 6300** |" in text and "| 1900 ± 6400 |" in text
 
 
 def test_figures_of_a_cell_are_those_of_its_seed_and_nan_where_unknown(tmp_path: Path) -> None:
     cell = Cell(tmp_path / "cell", ())
     cell.folder.mkdir()
-    (cell.folder / "evaluation.json").write_text(json.dumps({"seeds": [{"figures": {"epe_px": 1.5, "outliers": None}}]}))
+    evaluation = {"seeds": [{"figures": {"epe_px": 1.5, "outliers": None}}], "trivial_figures": {"epe_px": 3.5, "outliers": 0.5}}
+    (cell.folder / "evaluation.json").write_text(json.dumps(evaluation))
     found = read_figures(cell)
     assert found["epe_px"] == 1.5 and math.isnan(found["outliers"])
+    assert read_trivial(cell) == {"epe_px": 3.5, "outliers": 0.5}
