@@ -113,7 +113,7 @@ def _round(number: float, digits: int) -> str:
 
 
 def plot(values: Values, path: Path) -> None:
-    """For each task and mode how much better than scratch each pre-training is, in percent of scratch, with 95 % intervals."""
+    """For each task and mode how much better than scratch each pre-training is, in the metric's own unit, with 95 % intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -127,16 +127,16 @@ def plot(values: Values, path: Path) -> None:
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for axis, (task, mode) in zip(axes.flat[: len(shown)], shown, strict=True):
-        of_scratch = [figures[TASKS[task].metric] for key, figures in values.items() if key[:3] == (task, SCRATCH, mode)]
         axis.axvline(0, color="0.6", linewidth=1)
         for place, name in enumerate(PRETRAININGS):
             differences = paired_differences(values, task, name, SCRATCH, mode)
             if len(differences) > 1:
-                mean, half = (100 * number / summarise(of_scratch)[0] for number in as_interval(differences).values())  # type: ignore[operator]
-                axis.errorbar(mean, place, xerr=half, fmt="o", capsize=3, color=f"C{place}")
+                interval = as_interval(differences)
+                axis.errorbar(interval["mean"], place, xerr=interval["half_width"], fmt="o", capsize=3, color=f"C{place}")
         axis.set_title(f"{task}, {mode}\n{TASKS[task].metric}", fontsize=9)
         axis.set_yticks(range(len(PRETRAININGS)), PRETRAININGS)
+        axis.locator_params(axis="x", nbins=5)
         axis.grid(alpha=0.3)
     axes[0][0].invert_yaxis()
-    figure.supxlabel("better than scratch by, in %", fontsize=9)
+    figure.supxlabel("better than scratch by, in the unit of each metric", fontsize=9)
     figure.savefig(path, dpi=120)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import transfer_cells
+from benchmarks.report import RESULTS
 from benchmarks.transfer_cells import Cell, list_cells, read_figures, read_known, read_trivial, run_cells
 from benchmarks.transfer_protocol import CLAIMS, PRETRAININGS, SCRATCH, TASKS, write_protocol
 from benchmarks.transfer_table import as_markdown, compare_with_scratch, judge, paired_differences, tabulate
@@ -189,3 +190,11 @@ def test_figures_of_a_cell_are_those_of_its_seed_and_nan_where_unknown(tmp_path:
     found = read_figures(cell)
     assert found["epe_px"] == 1.5 and math.isnan(found["outliers"])
     assert read_trivial(cell) == {"epe_px": 3.5, "outliers": 0.5}
+
+
+def test_the_table_of_the_readme_is_that_of_the_saved_cells() -> None:
+    known = read_known(RESULTS / "transfer.json")
+    claims = [judge(claim, known.values) for claim in CLAIMS]
+    text = as_markdown(tabulate(known.values, known.trivial), compare_with_scratch(known.values), claims)
+    assert (RESULTS / "transfer.md").read_text() == text, "run python -m benchmarks.transfer with --report --save"
+    assert text in (ROOT / "README.md").read_text(), "copy benchmarks/results/transfer.md into README.md"
