@@ -35,7 +35,7 @@ def evaluate(
     clips: Annotated[int, typer.Option(help="Held-out clips to score, at most.", min=1)] = 1000,
     like: Annotated[str | None, typer.Option(metavar="RUN", help="With scratch: the run whose encoder's shape to take.")] = None,
     size: Annotated[
-        Literal["tiny", "small", "base", "large", "huge", "giant", "gigantic"] | None,
+        Literal["nano", "tiny", "small", "base", "large", "huge", "giant", "gigantic"] | None,
         typer.Option(help="With scratch: the size of the encoder."),
     ] = None,
     patch_px: Annotated[int | None, typer.Option(help="With scratch: the side of its patches.", min=4)] = None,

@@ -17,7 +17,7 @@ from trainer.store.base import StoreError
 if TYPE_CHECKING:
     from trainer.config.run import RunConfig
     from trainer.hardware import Gpu
-    from trainer.plan.data import MeasuredData
+    from trainer.plan.data import DataPlan, MeasuredData
     from trainer.plan.run import Row
 
 EngineName = Literal["fsdp2", "hsdp", "ddp", "zero1", "zero2", "zero3"]
@@ -208,7 +208,7 @@ def _plan_data(
     print(f"a sample: {needs.images:.0f} images in {needs.gets:.1f} GET, {needs.bytes / 1e6:.2f} MB fetched, ", end="")
     print(f"{needs.bytes / needs.useful_bytes:.3f} times what it uses, {1e3 * needs.cpu_s:.1f} CPU ms on this machine")
     print(f"{clips_per_gpu} samples a GPU in a step of {step_s} s, data set of {plans[0].dataset_gb:,.1f} GB:")
-    names = (
+    rates = (
         "GPUs",
         "batch",
         "clips/s",
@@ -220,24 +220,21 @@ def _plan_data(
         "cached",
         "hours an epoch",
     )
-    print_table(
-        names,
-        (
-            (
-                f"{one.gpus:,}",
-                f"{one.gpus * clips_per_gpu:,}",
-                f"{one.clips_per_s:,.0f}",
-                f"{one.gets_per_s:,.0f}",
-                f"{one.gb_per_s:,.2f}",
-                f"{one.gb_per_s_per_node:,.2f}",
-                str(one.prefixes),
-                f"{one.cores_per_gpu:.2f}",
-                f"{one.cached_share:.0%}",
-                f"{one.epoch_hours:,.3g}",
-            )
-            for one in plans
-        ),
-        right=names,
+    print_table(rates, (_format_data_plan(one, clips_per_gpu) for one in plans), right=rates)
+
+
+def _format_data_plan(plan: "DataPlan", clips_per_gpu: int) -> tuple[str, ...]:
+    return (
+        f"{plan.gpus:,}",
+        f"{plan.gpus * clips_per_gpu:,}",
+        f"{plan.clips_per_s:,.0f}",
+        f"{plan.gets_per_s:,.0f}",
+        f"{plan.gb_per_s:,.2f}",
+        f"{plan.gb_per_s_per_node:,.2f}",
+        str(plan.prefixes),
+        f"{plan.cores_per_gpu:.2f}",
+        f"{plan.cached_share:.0%}",
+        f"{plan.epoch_hours:,.3g}",
     )
 
 

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 
-from models.config import EncoderConfig, FlowConfig
+from models.config import EncoderConfig, EncoderSize, FlowConfig
+from odonata.encoders import evaluate
 from tests.runs import SMALL_RUN
 from trainer.config.data import NuscenesData
 from trainer.config.store import StoreConfig
@@ -37,6 +39,13 @@ def test_a_fresh_encoder_is_like_that_of_a_run_and_knows_time_as_it_does(run: Pa
     assert chosen.uri is None and chosen.name == "scratch-like-base"
     assert chosen.config == EncoderConfig(size="tiny", patch_px=8, tubelet_frames=2, has_time=True)
     assert chosen.clip == {"height_px": 32, "width_px": 32}
+
+
+def test_the_command_offers_every_task_and_every_size_of_an_encoder() -> None:
+    offered = get_type_hints(evaluate)
+    size_or_none = get_args(offered["size"])
+    assert set(get_args(offered["task"])) == set(PROTOCOLS)
+    assert get_args(size_or_none[0]) == get_args(EncoderSize)
 
 
 def test_a_fresh_encoder_is_of_a_size_by_name() -> None:
