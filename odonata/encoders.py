@@ -15,7 +15,7 @@ from trainer.errors import ConfigError
 
 @app.command(
     epilog="Example: `odonata evaluate depth --encoder runs/base --data root=/data/nuscenes --frozen --seed 0 --seed 1 --seed 2`; "
-    "beside it `odonata evaluate depth --encoder scratch --like runs/base --data root=/data/nuscenes --finetune`"
+    "beside it `odonata evaluate depth --encoder scratch --like runs/base --data root=/data/nuscenes --seed 0 --seed 1 --seed 2`"
 )
 def evaluate(
     task: Annotated[
@@ -25,13 +25,15 @@ def evaluate(
     encoder: Annotated[str, typer.Option(metavar="RUN|URI|scratch", help="A run, one of its checkpoints, or a fresh encoder.")],
     overrides: Overrides = None,
     data: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Keys of the data section, as root=/data/nuscenes.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Keys of the data section; root=/data/nuscenes is needed.")
     ] = None,
     frozen: Annotated[
         bool, typer.Option("--frozen/--finetune", help="Train the head alone, or the encoder along with it.")
     ] = True,
     seed: Annotated[list[int] | None, typer.Option(help="Seed of head and order; several give an interval.", min=0)] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of training; the protocol's by default.", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of training; 1000 to 4000 by default, as the task asks.", min=1)
+    ] = None,
     clips: Annotated[int, typer.Option(help="Held-out clips to score, at most.", min=1)] = 1000,
     like: Annotated[str | None, typer.Option(metavar="RUN", help="With scratch: the run whose encoder's shape to take.")] = None,
     size: Annotated[
@@ -143,7 +145,8 @@ def import_weights(
 
 
 @app.command(
-    "card", epilog="Example: `odonata card runs/base --license cc-by-nc-4.0 --evaluation runs/evaluate/depth -o README.md`"
+    "card",
+    epilog="Example: `odonata card runs/base --license cc-by-nc-4.0 --evaluation runs/evaluate/depth-base-step-10000-frozen -o README.md`",
 )
 def write_card(
     uri: Uri,
@@ -170,8 +173,9 @@ def write_card(
 
 @app.command(
     "view",
-    epilog="Example: `odonata view s3://bucket/runs/base --evaluation runs/evaluate/depth -o base.html`; of one clip "
-    "`odonata view runs/base --clip 'scene-0061 1532402927612460'`, or without a run `odonata view --clip 12 --data root=/data/nuscenes`",
+    epilog="Example: `odonata view s3://bucket/runs/base --evaluation runs/evaluate/depth-base-step-10000-frozen -o base.html`; of "
+    "one clip `odonata view runs/base --clip 'scene-0061 1532402927612460'`, "
+    "or without a run `odonata view --clip 12 --data root=/data/nuscenes`",
 )
 def write_page(
     run: Annotated[

@@ -77,7 +77,7 @@ def test_it_tells_its_version(command: Command) -> None:
         (("evaluate", "depth", "--encoder", "nowhere", "--data", "root=city"), "there is no run"),
         (
             ("evaluate", "pose", "--encoder", "scratch", "--size", "tiny", "--data", "kind=synthetic"),
-            "data.synthetic.root: required",
+            "data.root: required",
         ),
         (
             ("import", "nowhere.pth", TINY, "data.root=city", "--out", "nowhere"),

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from trainer.checkpoint.catalog import FOLDER
 from trainer.checkpoint.record import Record
 from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, read_run_config
 from trainer.config.data import ShardsData
@@ -222,7 +223,7 @@ def describe_training(run: RunRecord) -> Iterator[tuple[str, str]]:
     yield "optimiser", f"AdamW, betas {optim.betas}, weight decay {optim.weight_decay:g}"
     yield "learning rate", f"{optim.lr:g}, {optim.warmup_steps:,} steps of warm-up, then a cosine to {optim.min_lr:g}"
     if config.warm_start:
-        yield "began with", f"{config.warm_start.parts} of {_last(config.warm_start.uri)}"
+        yield "began with", f"{config.warm_start.parts} of {_without_folders(config.warm_start.uri)}"
     yield "seed", str(config.seed)
     if run.record:
         yield "checkpoint", f"{run.record.created}, by {run.record.engine} on {run.record.world_size} ranks"
@@ -317,6 +318,12 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 def _count_elements(record: Record, root: str) -> int:
     return sum(math.prod(tensor.shape) for name, tensor in record.tensors.items() if name.startswith(root))
+
+
+def _without_folders(uri: str) -> str:
+    """The name of a run, and that of the checkpoint in it where one is meant."""
+    run, inside, checkpoint = uri.rstrip("/").partition(f"/{FOLDER}/")
+    return f"{_last(run)}, {checkpoint}" if inside else _last(run)
 
 
 def _last(path: str) -> str:

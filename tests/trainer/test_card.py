@@ -55,7 +55,7 @@ def store(tmp_path: Path) -> Store:
     store = open_store(tmp_path / "runs" / "base")
     content = yaml.safe_load(SMALL_RUN)
     content["data"]["root"] = "/secret/place/city"
-    content["warm_start"] = {"uri": "/secret/runs/teacher"}
+    content["warm_start"] = {"uri": "/secret/runs/teacher/checkpoints/step-9-1-ab"}
     store.put("config.yaml", dump_run_config(parse_run_config(content, origin="the test")).encode())
     store.put("environment.json", json.dumps(ENVIRONMENT).encode())
     lines = [step_line(1), step_line(2), step_line(3, loss=None, skipped=True), step_line(4), step_line(5), step_line(6)]
@@ -86,7 +86,7 @@ def test_a_card_tells_the_run_up_to_its_checkpoint(store: Store) -> None:
     assert found["time in steps"] == "48.0 minutes, 10% of it waiting for data"
     assert found["loss"] == f"{(9 + 8 + 6) / 3:.4g}"  # step 3 moved no weight, steps 5 and 6 came later
     assert found["croco/loss"] == "2"  # the held-out figure of step 4, below the loss of the same name
-    assert found["began with"] == "encoder of teacher"
+    assert found["began with"] == "encoder of teacher, step-9-1-ab"
     assert found["data"] == "synthetic data, city (v1.0-mini), 12,345 samples"
     assert found["parameters"] == "3,000, with a moving average"
     assert found["ranks"] == "64, fsdp2, bf16"

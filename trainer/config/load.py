@@ -145,7 +145,7 @@ def _checked(overrides: Sequence[str]) -> list[str]:
 
 def _sentence(detail: ErrorDetails, section: type[Section]) -> str:
     """`encoder.pach_px: unknown key; did you mean patch_px?` from pydantic's error record of a `section`."""
-    key = ".".join(str(part) for part in detail["loc"])
+    key = _key(detail["loc"], section)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key; {_hint(detail['loc'], section)}"
@@ -155,6 +155,17 @@ def _sentence(detail: ErrorDetails, section: type[Section]) -> str:
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, found {detail['input']!r}"
+
+
+def _key(place: tuple[int | str, ...], section: type[Section]) -> str:
+    """`objectives.0.mask.ratio`, as it is written; pydantic names the member of a union in between, `objectives.0.croco.mask.ratio`."""
+    schema = section.model_json_schema()
+    parts = [str(place[i]) for i in range(len(place)) if i == len(place) - 1 or _is_key(place[i], _schemas_at(schema, place[:i]))]
+    return ".".join(parts)
+
+
+def _is_key(part: int | str, schemas: list[Any]) -> bool:
+    return any((isinstance(part, int) and "items" in node) or part in node.get("properties", {}) for node in schemas)
 
 
 def _hint(place: tuple[int | str, ...], section: type[Section]) -> str:
@@ -170,13 +181,19 @@ def _hint(place: tuple[int | str, ...], section: type[Section]) -> str:
 
 
 def _schemas_at(schema: Any, place: tuple[int | str, ...]) -> list[Any]:
-    """The sections that may stand at `place` of a JSON schema. pydantic names the member of a union in the place; that is no key."""
+    """The sections that may stand at `place` of a JSON schema. pydantic names the kind of a union's member in it, which is no key."""
     found = _alternatives(schema, schema)
     for part in place:
         deeper = [node["properties"][part] for node in found if part in node.get("properties", {})]
         deeper += [node["items"] for node in found if isinstance(part, int) and "items" in node]
-        found = [each for node in deeper for each in _alternatives(node, schema)] or found
+        of_kind = [node for node in found if part in _kinds(node)]
+        found = [each for node in deeper for each in _alternatives(node, schema)] or of_kind or found
     return found
+
+
+def _kinds(section: Any) -> list[str]:
+    kind = section.get("properties", {}).get("kind", {})
+    return [kind["const"]] if "const" in kind else kind.get("enum", [])
 
 
 def _alternatives(node: Any, schema: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from models.config import CrocoConfig, EncoderConfig
 from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, open_place, read_run_config
+from trainer.config.changes import differences, find_decisive
 from trainer.config.data import ClipConfig, DrivesData
 from trainer.config.load import override_run_config
 from trainer.config.run import RunConfig
@@ -20,6 +21,8 @@ from trainer.evaluation.protocol import LEARNING, PAIR_TASKS, PROTOCOLS, SCRATCH
 from trainer.store.open import open_store
 
 SCRATCH = "scratch"
+_NOT_OF_ITS_SHAPE = ("encoder.drop_path ", "encoder.attention ")
+"""Keys of an encoder that weights do not know of, as `differences` writes them."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class ChosenEncoder:
     clip: dict[str, int]
     """Height and width of the images that it is used to."""
     uri: str | None
-    """Where its weights are; none for a fresh one."""
+    """The checkpoint with its weights; none for a fresh one."""
     decoder: str | None = None
     """Size of the decoder of CroCo that its run has learnt with it; none where it has none."""
 
@@ -49,8 +52,10 @@ def choose_encoder(
             "leave them out, or give --encoder scratch"
         )
     place = open_place(encoder, store)
-    choose_checkpoint(place)  # there is one that is whole
-    return read_encoder(place, name=_name_of(place), uri=encoder)
+    record = choose_checkpoint(place)
+    # The run may go on meanwhile: what is judged is one checkpoint of it.
+    checkpoint = encoder if place.prefix else f"{encoder.rstrip('/')}/{record.prefix.rstrip('/')}"
+    return read_encoder(place, name=f"{_name_of(place)}-step-{record.step}", uri=checkpoint)
 
 
 def read_encoder(place: Place, *, name: str, uri: str | None) -> ChosenEncoder:
@@ -100,7 +105,8 @@ def plan_run(
         "warm_start": chosen.uri and {"uri": chosen.uri, "parts": "encoder_and_decoder" if takes_decoder else "encoder"},
     }
     settings = [*(f"data.{setting}" for setting in data), *overrides]
-    config = override_run_config(content, settings, origin=f"odonata evaluate {task}")
+    config = override_run_config(content, settings, origin=f"the head for {task}")
+    _check_is_that_encoder(config, chosen)
     _check_is_scored(config)
     _check_is_same_run(config)
     return config
@@ -126,9 +132,8 @@ def _size_of(clip: ClipConfig) -> dict[str, int]:
 
 
 def _name_of(place: Place) -> str:
-    """The run's name, and that of the checkpoint where one is meant."""
-    parts = (place.store.uri, place.prefix)
-    return "-".join(part.rstrip("/").rpartition("/")[2] for part in parts if part)
+    """The run's name."""
+    return place.store.uri.rstrip("/").rpartition("/")[2]
 
 
 def _check_is_scored(config: RunConfig) -> None:
@@ -136,13 +141,24 @@ def _check_is_scored(config: RunConfig) -> None:
         raise ConfigError("an encoder is scored on held-out scenes and data.val_split is null; give --data val_split=NAME")
 
 
+def _check_is_that_encoder(config: RunConfig, chosen: ChosenEncoder) -> None:
+    changes = differences(chosen.config.model_dump(mode="json"), config.encoder.model_dump(mode="json"), "encoder.")
+    refused = [change for change in changes if not change.startswith(_NOT_OF_ITS_SHAPE)]
+    if chosen.uri and refused:
+        raise ConfigError(
+            f"the encoder {chosen.uri} was to be evaluated as another one: {'; '.join(refused)}; "
+            "leave that out, or give --encoder scratch for a fresh encoder"
+        )
+
+
 def _check_is_same_run(config: RunConfig) -> None:
     """What is resumed must be the same training from the same encoder, or its figures would go by a wrong name."""
     earlier = read_run_config(open_store(config.run.uri, config.store))
     if earlier is None:
         return
-    changed = [key for key in ("warm_start", "optim", "steps") if getattr(earlier, key) != getattr(config, key)]
-    if changed:
+    changes = list(differences(earlier.model_dump(mode="json"), config.model_dump(mode="json")))
+    refused = [*find_decisive(changes), *(change for change in changes if change.startswith(("warm_start", "optim.", "steps ")))]
+    if refused:
         raise ConfigError(
-            f"{config.run.uri} was to be trained and holds another run, with other {', '.join(changed)}; give another --out"
+            f"{config.run.uri} was to be trained and holds another training: {'; '.join(refused)}; give another --out"
         )

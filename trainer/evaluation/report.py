@@ -61,8 +61,8 @@ class Evaluation:
         lines = [
             f"# {self.task}: {self.encoder}, {self.mode}",
             "",
-            f"{self.steps} steps of {self.global_batch} clips, seeds {seeds}; scored on {self.clips} held-out clips. "
-            f"Trivial answer: {self.trivial}.",
+            f"{self.steps} steps of {self.global_batch} clips, seeds {seeds}; scored on {self.clips} held-out clips; "
+            f"± is half of a 95 % interval over seeds. Weights: {self.uri or 'fresh ones'}. Trivial answer: {self.trivial}.",
             "",
             "| metric | this encoder | trivial answer |",
             "| --- | --- | --- |",

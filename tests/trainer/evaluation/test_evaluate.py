@@ -12,6 +12,7 @@ import torch
 from models.pretraining import build_model
 from tests.runs import ROOT, Finished, Runner
 from tests.trainer.test_parity import assert_same_run, final_weights
+from trainer.checkpoint.tools import choose_checkpoint, open_place
 from trainer.config.load import load_run_config
 from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError
@@ -37,10 +38,12 @@ def test_an_evaluation_from_a_run_to_both_files(runner: Runner, city: Path, tmp_
         "--steps", 4, "--clips", 6, "--out", tmp_path, "global_batch=2", "observe.metrics_port=null", "objectives.0.points=64",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "# depth: alone, frozen" in done.stdout
+    newest = choose_checkpoint(open_place(str(base)))
+    assert f"# depth: alone-step-{newest.step}, frozen" in done.stdout
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert (content["task"], content["mode"], content["clips"]) == ("depth", "frozen", 6)
     assert [one["seed"] for one in content["seeds"]] == [0, 1]
+    assert content["uri"] == f"{base}/{newest.prefix.rstrip('/')}", "one checkpoint, since the run may go on"
     assert content["summary"].keys() == content["trivial_figures"].keys() == {"delta1", "abs_rel", "rmse_m"}
     assert content["summary"]["abs_rel"]["half_width"] > 0
     assert (tmp_path / "evaluation.md").read_text() == done.stdout

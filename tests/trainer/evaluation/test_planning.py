@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
@@ -124,7 +124,7 @@ def test_keys_of_data_and_of_the_whole_run_override_the_protocol(tmp_path: Path)
         (["root=city", "clip.height_px=30"], r"data\.clip\.height_px is 30, which encoder\.patch_px 8 does not divide"),
         (["root=city", "clip.frames=2"], r"data\.clip\.frames is 2, and objectives\[0\], depth, is asked of single images"),
         (["root=city", "val_split=null"], r"data\.val_split is null; give --data val_split=NAME"),
-        ([], r"data\.nuscenes\.root: required"),
+        ([], r"data\.root: required"),
         (["root"], r"'data\.root' is not key=value"),
     ],
 )
@@ -134,15 +134,30 @@ def test_data_that_does_not_fit_is_refused(data: list[str], sentence: str, tmp_p
 
 
 def test_a_place_that_holds_another_training_is_refused(tmp_path: Path) -> None:
-    def plan(chosen: ChosenEncoder, **changed: int) -> None:
+    def plan(chosen: ChosenEncoder, **changed: Any) -> None:
         config = plan_run("depth", chosen, "frozen", seed=0, out=str(tmp_path), data=["root=city"], **changed)
         (tmp_path / "seed-0").mkdir(exist_ok=True)
         (tmp_path / "seed-0" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
 
     plan(VIDEO)
     plan(VIDEO)
-    with pytest.raises(ConfigError, match="with other optim, steps; give another --out"):
+    with pytest.raises(ConfigError, match=r"steps 1000 -> 7.*give another --out"):
         plan(VIDEO, steps=7)
     other = ChosenEncoder("other", VIDEO.config, VIDEO.clip, "runs/other")
-    with pytest.raises(ConfigError, match="with other warm_start; give another --out"):
+    with pytest.raises(ConfigError, match=r"warm_start\.uri runs/video -> runs/other; give another --out"):
         plan(other)
+    with pytest.raises(ConfigError, match=r"data\.val_split val -> other; give another --out"):
+        plan(VIDEO, overrides=["data.val_split=other"])
+
+
+def test_an_encoder_with_weights_keeps_its_shape_and_a_fresh_one_need_not(tmp_path: Path) -> None:
+    def plan(chosen: ChosenEncoder, *overrides: str) -> EncoderConfig:
+        out = str(tmp_path)
+        return plan_run("depth", chosen, "frozen", seed=0, out=out, data=["root=city"], overrides=overrides).encoder
+
+    with pytest.raises(
+        ConfigError, match=r"runs/video was to be evaluated as another one: encoder\.size tiny -> small; leave that out"
+    ):
+        plan(VIDEO, "encoder.size=small")
+    assert plan(VIDEO, "encoder.attention=sdpa", "encoder.drop_path=0.1").drop_path == 0.1
+    assert plan(replace(VIDEO, uri=None), "encoder.size=small").size == "small"
