@@ -12,7 +12,7 @@ from benchmarks.transfer_protocol import PRETRAININGS, SCRATCH, TASKS, TRIVIAL, 
 from trainer.evaluation.report import summarise
 
 Interval = Mapping[str, float | None]
-"""Mean and half_width."""
+"""Mean, half_width and seeds."""
 _COLUMNS = 5
 """Of pictures in a row of the figure."""
 
@@ -30,9 +30,9 @@ def tabulate(values: Values, trivial: Mapping[str, Mapping[str, float]]) -> dict
 
 
 def as_interval(numbers: Sequence[float]) -> Interval:
-    """Mean and half the width of its 95 % interval."""
+    """Mean and half the width of its 95 % interval, over so many seeds."""
     mean, half = summarise(numbers)
-    return {"mean": mean, "half_width": half}
+    return {"mean": mean, "half_width": half, "seeds": len(numbers)}
 
 
 def is_above_zero(interval: Interval) -> bool:
@@ -72,7 +72,7 @@ def judge(claim: Claim, values: Values) -> dict[str, Any]:
 
 
 def as_markdown(table: Mapping[str, Any], differences: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> str:
-    """A table of the metric that each task is judged by, and the verdicts; bold is what is surely better than scratch."""
+    """A table of the metric that each task is judged by, and the verdicts; bold is what is better than scratch, seed by seed."""
     names = (SCRATCH, *PRETRAININGS)
     cells = [(task, mode) for task in table for mode in TASKS[task].modes]
     rows = []
@@ -85,16 +85,32 @@ def as_markdown(table: Mapping[str, Any], differences: Mapping[str, Any], claims
         [
             *write_table(("", TRIVIAL, *names), rows),
             "",
+            f"Means over {_say_seeds(table)}, with 95 % intervals. Bold: better than scratch, by a difference taken seed by seed whose own "
+            "95 % interval lies above zero.",
+            "",
             *(f"- {claim['text']}: {verdicts[claim['holds']]}{_say_differences(claim)}" for claim in claims),
             "",
         ]
     )
 
 
+def _say_seeds(table: Mapping[str, Any]) -> str:
+    """`5 seeds`, or `2 to 3 seeds` while some have not ended."""
+    intervals = [interval for task, of_task in table.items() for interval in of_task[TASKS[task].metric].items()]
+    counts = [interval["seeds"] for name, interval in intervals if name != TRIVIAL]
+    return f"{min(counts)} seeds" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)} seeds"
+
+
 def _say_differences(claim: Mapping[str, Any]) -> str:
     """By how much, in the metric of each task; nothing before it is known."""
-    said = [f"{TASKS[task].metric} better by {_say(interval)}" for task, interval in claim["differences"].items()]
+    said = [f"{task}: {TASKS[task].metric} {_say_lead(interval)}" for task, interval in claim["differences"].items()]
     return f" ({', '.join(said)})" if said else ""
+
+
+def _say_lead(interval: Interval) -> str:
+    mean = interval["mean"]
+    assert mean is not None, "a difference without a mean is none"
+    return f"{'worse' if mean < 0 else 'better'} by {_say({**interval, 'mean': abs(mean)})}"
 
 
 def _say(interval: Interval | None, lead: Interval | None = None) -> str:

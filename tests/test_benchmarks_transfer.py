@@ -9,7 +9,7 @@ import pytest
 from benchmarks import transfer_cells
 from benchmarks.report import RESULTS
 from benchmarks.transfer_cells import Cell, list_cells, read_figures, read_known, read_trivial, run_cells
-from benchmarks.transfer_protocol import CLAIMS, PRETRAININGS, SCRATCH, TASKS, write_protocol
+from benchmarks.transfer_protocol import CLAIMS, PRETRAININGS, SCRATCH, TASKS, Claim, write_protocol
 from benchmarks.transfer_table import as_markdown, compare_with_scratch, judge, paired_differences, tabulate
 from models.config import EncoderConfig
 from tests.runs import ROOT
@@ -172,14 +172,17 @@ def test_the_table_has_means_and_the_text_a_column_for_every_pretraining() -> No
     assert columns[" trivial "] == " 5 "
     # better by 3 and by 1: a mean of 2, and 12.706 standard errors of 1
     assert columns[" croco "] == " 2 ± 13 "
-    assert "- CroCo beats scratch on pose: does not hold (median_cm better by 2 ± 13)\n" in text
+    assert "- CroCo beats scratch on pose: does not hold (pose: median_cm better by 2 ± 13)\n" in text
     assert "- MIM4D beats scratch on BEV: not known yet\n" in text
+    assert "Means over 2 seeds, with 95 % intervals." in text
 
 
 def test_what_is_surely_better_than_scratch_is_bold_and_figures_have_no_exponents() -> None:
-    values = values_of("pose", scratch=[1000.0, 2000.0], croco=[400.0, 1399.0], mae=[1400.0, 2401.0])
-    text = as_markdown(tabulate(values, {"pose": {"median_cm": 5.0}}), compare_with_scratch(values), [])
-    assert "| 1500 ± 6400 |" in text and "| **900 ± 6300** |" in text and "| 1900 ± 6400 |" in text
+    values = values_of("pose", scratch=[1000.0, 2000.0], croco=[400.0, 1399.0], mae=[1400.0, 2401.0, 1900.0])
+    claims = [judge(Claim("MAE beats scratch", "mae", SCRATCH, ("pose",)), values)]
+    text = as_markdown(tabulate(values, {"pose": {"median_cm": 5.0}}), compare_with_scratch(values), claims)
+    assert "(pose: median_cm worse by 400 ± 6.4)" in text and "Means over 2 to 3 seeds" in text
+    assert "| 1500 ± 6400 |" in text and "| **900 ± 6300** |" in text and "| 1900 ± 1200 |" in text
 
 
 def test_figures_of_a_cell_are_those_of_its_seed_and_nan_where_unknown(tmp_path: Path) -> None:
