@@ -1,4 +1,4 @@
-"""Does pre-training pay? Encoders of one shape, fresh and pre-trained in five ways, on downstream tasks of held-out scenes, compared in pairs.
+"""Does pre-training pay? Encoders of one shape, fresh and pre-trained in five ways, on downstream tasks of held-out scenes.
 
 The protocol is docs/study.md. A cell is one pre-training, or one task on one encoder, with one seed; each is a run of the public
 command in a folder of its own, which is trained once: a second call goes on where the first was stopped, and adds what is new.
@@ -9,7 +9,7 @@ command in a folder of its own, which is trained once: a second call goes on whe
     python -m benchmarks.transfer --folder runs/other --known benchmarks/results/transfer.json --save   # what that report lacks
 
 JSON keys: cells (task, pretraining, mode, seed, metric, value: one object each), table (task -> metric -> "pretraining, mode" or
-"trivial" -> mean and half_width of its 95 % interval, and seeds), differences (each pre-training less scratch, paired by seed), claims (text,
+"trivial" -> mean, half_width of its 95 % interval, seeds), differences (each pre-training less scratch, paired by seed), claims (text,
 holds, differences), protocol (the world, and how each task and pre-training was run: cells of another one are not taken from an
 earlier report), minutes (of a core, by cell), cpu_minutes (their sum), seeds, missing (cells that have not ended).
 """

@@ -71,7 +71,7 @@ TASKS: Mapping[str, Task] = {
     "depth": Task("abs_rel", True, 100, 1e-3, BOTH_MODES, (_FOUR, "objectives.0.head_width=32")),
     "pose": Task("median_cm", True, 300, 1e-3, BOTH_MODES, ("data.pairs.max_gap_s=0.5",)),
     "flow": Task("epe_px", True, 150, 1e-3, _FROZEN, ()),
-    "bev": Task("drivable_iou", False, 300, 2e-3, BOTH_MODES, (_FOUR, _LIFT, "objectives.0.cell_m=1.0")),
+    "bev": Task("drivable_best_iou", False, 300, 2e-3, BOTH_MODES, (_FOUR, _LIFT, "objectives.0.cell_m=1.0")),
     "detection": Task("NDS", False, 100, 1e-3, _FROZEN, (_FOUR, _LIFT)),
     "map": Task("mAP", False, 100, 1e-3, _FROZEN, (_FOUR, _LIFT)),
 }

@@ -24,11 +24,15 @@ from models.config import Grid, PoseConfig
 from models.decoders import CrossViewDecoder
 from models.encoder import ClipGroup, VideoEncoder
 from models.heads.pose import PoseHead
-from models.images import denormalise, normalise
+from models.images import denormalise, normalise, paint_lines
 from models.objectives.base import Encoded
 from models.objectives.downstream import DownstreamObjective, build_pair_decoder, decode_both_ways
 
 _KEPT = frozenset({"target_images", "reference_images", "target_colours", "reference_colours"})
+_COLOURS = ((0.12, 0.35, 0.86), (0.90, 0.47, 0.08))
+"""Of the true and the predicted motion in pictures: blue and orange."""
+_REACH_M, _DRAWN_M = 12.0, 8.0
+"""Half a picture, and how long the true motion is drawn in it."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,19 @@ class PoseObjective(DownstreamObjective):
         return (translation + self.config.rotation_weight * rotation).mean(dim=1)
 
     def draw(self, encoder: VideoEncoder, batch: Batch) -> dict[str, Tensor]:
-        """Target and reference: a motion has no picture."""
-        return {
-            title: denormalise(group.images)[:, :, 0]
-            for title, group in zip(("target", "reference"), self.clips(batch), strict=True)
-        }
+        """Target, reference, and where the camera stood for the target: from above, as it looks up in the reference."""
+        target, reference = (denormalise(group.images)[:, :, 0] for group in self.clips(batch))
+        predicted, true = self.predict(encoder, batch)[:, 0], self.truth(batch)[:, 0]
+        motions = torch.stack([paint_motions(*pair) for pair in zip(true, predicted, strict=True)])
+        return {"target": target, "reference": reference, "true (blue), predicted": motions[:, None]}
+
+
+def paint_motions(true: Float[Tensor, "4 4"], predicted: Float[Tensor, "4 4"]) -> Float[Tensor, "3 H W"]:
+    """Ways along the ground in the frame of a camera, blue and orange; the true one always has the same length."""
+    right_ahead = torch.stack([moved[[0, 2], 3] for moved in (true, predicted)])
+    scaled = right_ahead * _DRAWN_M / torch.linalg.vector_norm(right_ahead[0]).clamp(min=1e-6)
+    ways = torch.stack([torch.zeros_like(scaled), torch.stack([scaled[:, 1], -scaled[:, 0]], dim=1)], dim=1)  # (2, 2, 2)
+    return paint_lines(ways, torch.tensor(_COLOURS, device=ways.device), (_REACH_M, _REACH_M))
 
 
 def build_pose(config: PoseConfig, encoder: VideoEncoder, grid: Grid) -> PoseObjective:

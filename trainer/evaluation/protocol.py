@@ -81,14 +81,14 @@ def no_flow(truth: Truth) -> np.ndarray:
 
 
 def usual_map(truth: Truth) -> np.ndarray:
-    """Of each layer the cells that are most often true, as many as give the best IoU: the best map that looks at nothing."""
+    """Of each layer the cells that are most often true, as many as give the best IoU: the best map that looks at nothing, and is sure."""
     often = truth.mean(axis=0)  # (layers, Y, X)
-    usual = np.zeros_like(often)
+    usual = np.full_like(often, -np.inf)
     for layer, share in zip(usual.reshape(len(often), -1), often.reshape(len(often), -1), strict=True):
         order = np.argsort(-share, kind="stable")
         hit = np.cumsum(share[order], dtype=np.float64)
         iou = hit / (np.arange(1, len(hit) + 1) + hit[-1] - hit)
-        layer[order[: np.argmax(iou) + 1]] = 1
+        layer[order[: np.argmax(iou) + 1]] = np.inf
     return usual
 
 

@@ -8,7 +8,9 @@ that its figures need, one row a sample; rows of batches, or of ranks should sev
     pose    over all pairs, both ways: median_cm, of |t - t*|; median_deg, of the angle of R R*^-1 (Kendall et al. 2015)
     flow    over all known pixels, both ways: epe_px, mean end-point error; outliers, the share with an error > 3 px and > 5 % of the
             true flow (Fl of KITTI 2015, Menze and Geiger 2015)
-    bev     over all cells of all samples: vehicle_iou and drivable_iou, intersection by union (Philion and Fidler 2020)
+    bev     over all cells of all samples: vehicle_iou and drivable_iou, intersection by union of what is rather so than not (Philion
+            and Fidler 2020); vehicle_best_iou and drivable_best_iou, the largest over thresholds from 0.35 to 0.65 (Liu et al. 2023,
+            BEVFusion): a young head is unsure, and IoU at a half says how unsure rather than what it knows
     map     average precision of lines by Chamfer distance: `map_scores.py`
     detection  nuScenes' own figures: `detection.py`
 
@@ -22,6 +24,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 Rows = Float64[np.ndarray, "n ..."]
+
+_THRESHOLDS = np.array([0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65])
+"""Of the probability that a cell of a map is so."""
 
 
 class Scores(ABC):
@@ -96,19 +101,22 @@ class FlowScores(Scores):
 
 
 class BevScores(Scores):
-    """Of maps n 2 Y X, layers vehicle and drivable: yes above zero, truth 0 or 1."""
+    """Of maps n 2 Y X of log odds, layers vehicle and drivable; truth 0 or 1."""
 
     def measure(self, predicted: Float[np.ndarray, "n ..."], truth: Float[np.ndarray, "n ..."]) -> Rows:
-        """Cells in the intersection of each layer, then in the union of each."""
-        says, is_so = predicted > 0, truth > 0
-        counts = [cells.sum(axis=(2, 3)) for cells in (says & is_so, says | is_so)]
-        return np.concatenate(counts, axis=1).astype(np.float64)
+        """For every threshold, cells in the intersection of each layer, and in the union of each."""
+        is_so = truth > 0
+        says = [predicted > odds for odds in np.log(_THRESHOLDS / (1 - _THRESHOLDS))]
+        counts = [[cells.sum(axis=(2, 3)) for cells in (one & is_so, one | is_so)] for one in says]
+        return np.moveaxis(np.array(counts, dtype=np.float64), 2, 0)  # (n, thresholds, 2, layers)
 
     def figures(self, rows: Rows) -> dict[str, float]:
         """As Scores has it."""
-        intersection, union = rows.sum(axis=0).reshape(2, -1).tolist()
-        names = ("vehicle_iou", "drivable_iou")
-        return {name: i / u if u else float("nan") for name, i, u in zip(names, intersection, union, strict=True)}
+        intersection, union = rows.sum(axis=0).swapaxes(0, 1)
+        iou = np.divide(intersection, union, out=np.full_like(union, np.nan), where=union > 0)
+        at_half, best = iou[_THRESHOLDS == 0.5][0], np.fmax.reduce(iou)
+        names = ("vehicle_iou", "drivable_iou", "vehicle_best_iou", "drivable_best_iou")
+        return dict(zip(names, (*at_half.tolist(), *best.tolist()), strict=True))
 
 
 def _sum_known(known: Bool[np.ndarray, "n ..."], *values: np.ndarray) -> Rows:

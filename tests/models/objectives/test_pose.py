@@ -8,7 +8,7 @@ import torch
 
 from models.batch import Batch
 from models.config import EncoderConfig, Grid, PoseConfig
-from models.objectives.pose import PoseObjective, PosePreparation
+from models.objectives.pose import _COLOURS, _DRAWN_M, _REACH_M, PoseObjective, PosePreparation, paint_motions
 from models.pretraining import PretrainingModel, build_model
 from tests.models.samples import PATCH_PX, random_batch
 
@@ -89,6 +89,24 @@ def test_every_parameter_learns_and_the_losses_agree(model: PretrainingModel) ->
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_pictures_show_both_views(model: PretrainingModel) -> None:
+def test_pictures_show_both_views_and_the_motion(model: PretrainingModel) -> None:
     drawn = model(pair_batch(), "draw")["pose"]
-    assert {title: column.shape for title, column in drawn.items()} == dict.fromkeys(("target", "reference"), (3, 1, 3, 8, 12))
+    views = {title: drawn.pop(title).shape for title in ("target", "reference")}
+    assert views == dict.fromkeys(("target", "reference"), (3, 1, 3, 8, 12))
+    (motions,) = drawn.values()
+    assert motions.shape[:3] == (3, 1, 3)
+
+
+@pytest.mark.parametrize(("length_m", "right", "ahead"), [(0.5, 0, 1), (12.0, 0, -1), (3.0, 1, 0)])
+def test_a_motion_is_drawn_from_above_as_long_whatever_it_is(length_m: float, right: int, ahead: int) -> None:
+    true, still = torch.eye(4), torch.eye(4)
+    true[:3, 3] = length_m * torch.tensor([float(right), 0.0, float(ahead)])
+    blue, orange = torch.tensor(_COLOURS)
+    picture = paint_motions(true, still)
+    rows, columns = (picture == blue[:, None, None]).all(0).nonzero().T
+    middle = picture.shape[-1] / 2
+    reach = middle * _DRAWN_M / _REACH_M
+    tip_row, tip_column = middle - ahead * reach, middle + right * reach
+    assert torch.hypot(rows - tip_row, columns - tip_column).min() < 2
+    assert torch.hypot(rows - middle, columns - middle).max() < reach + 2
+    assert not (picture == orange[:, None, None]).all(0).any()  # one that stands still lies under the car

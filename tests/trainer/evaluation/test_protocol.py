@@ -34,6 +34,6 @@ def test_no_constant_map_has_a_better_iou_than_the_usual_one() -> None:
         return scores.figures(scores.measure(np.broadcast_to(constant, truth.shape), truth))
 
     usual = iou(usual_map(truth))
-    all_maps = [iou(np.tile(np.reshape(cells, (2, 3)), (2, 1, 1)).astype(float)) for cells in product((0, 1), repeat=6)]
+    all_maps = [iou(np.tile(np.reshape(cells, (2, 3)), (2, 1, 1))) for cells in product((-np.inf, np.inf), repeat=6)]
     for name, value in usual.items():
         assert value == max(one[name] for one in all_maps)

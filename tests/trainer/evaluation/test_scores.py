@@ -29,11 +29,16 @@ def random_truth(kind: type[Scores], count: int = 64) -> np.ndarray:
     return np.stack([there, np.linalg.inv(there)], axis=1)
 
 
+def as_prediction(kind: type[Scores], truth: np.ndarray) -> np.ndarray:
+    """What a head says that is sure of this truth."""
+    return 20 * truth - 10 if kind is BevScores else np.nan_to_num(truth, nan=7.0)
+
+
 PERFECT = {
     DepthScores: {"delta1": 1, "abs_rel": 0, "rmse_m": 0},
     PoseScores: {"median_cm": 0, "median_deg": 0},
     FlowScores: {"epe_px": 0, "outliers": 0},
-    BevScores: {"vehicle_iou": 1, "drivable_iou": 1},
+    BevScores: {"vehicle_iou": 1, "drivable_iou": 1, "vehicle_best_iou": 1, "drivable_best_iou": 1},
 }
 BAD = {
     DepthScores: {"delta1": (0.0, 0.5), "abs_rel": (0.4, 10), "rmse_m": (10, 60)},
@@ -46,14 +51,14 @@ BAD = {
 @pytest.mark.parametrize("kind", PERFECT)
 def test_the_truth_scores_perfectly(kind: type[Scores]) -> None:
     truth = random_truth(kind)
-    figures = score(kind, np.nan_to_num(truth, nan=7.0), truth)
+    figures = score(kind, as_prediction(kind, truth), truth)
     assert figures == pytest.approx(PERFECT[kind], abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_the_truth_of_other_samples_scores_badly(kind: type[Scores]) -> None:
     truth = random_truth(kind)
-    figures = score(kind, np.nan_to_num(np.roll(truth, 1, axis=0), nan=7.0), truth)
+    figures = score(kind, as_prediction(kind, np.roll(truth, 1, axis=0)), truth)
     for name, (least, most) in BAD[kind].items():
         assert least <= figures[name] <= most, name
 
@@ -109,3 +114,7 @@ def test_bev_by_hand() -> None:
     # of vehicles 1 + 1 cells hit, 4 + 1 said or so; nowhere was anything drivable, nor was it said
     figures = score(BevScores, predicted, truth)
     assert figures["vehicle_iou"] == 2 / 5 and math.isnan(figures["drivable_iou"])
+    # at less than a half the first cell is hit as well: log odds of -0.5 are a probability of 0.38
+    predicted[0, 0, 0, 0] = -0.5
+    figures = score(BevScores, predicted, truth)
+    assert figures["vehicle_iou"] == 2 / 5 and figures["vehicle_best_iou"] == 3 / 5 and math.isnan(figures["drivable_best_iou"])
