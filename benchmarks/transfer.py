@@ -53,6 +53,8 @@ def tell(report: Report, arguments: Namespace, known: Known, pretrained: Sequenc
     """Table, verdicts and figure of the cells that have ended and of those that were known."""
     new = {key: read_figures(cell) for key, cell in evaluated.items() if cell.has_ended}
     values = {**known.values, **new}
+    if not values:
+        raise SystemExit(f"no cell has ended in {arguments.folder}; leave --report out to run them")
     trivial = {**known.trivial, **{task: read_trivial(evaluated[task, *rest]) for task, *rest in new}}
     table, differences = tabulate(values, trivial), compare_with_scratch(values)
     claims = [judge(claim, values) for claim in CLAIMS]

@@ -102,6 +102,6 @@ CLAIMS = (
 def write_protocol() -> dict[str, list[str]]:
     """What makes cells comparable: the world and the run config that all share, and how each task and pre-training is run here."""
     config = [line for line in RUN.read_text().splitlines() if not line.startswith("#")]
-    tasks = {name: [f"steps={task.steps}", *task.settings] for name, task in TASKS.items()}
+    tasks = {name: [f"metric={task.metric}", f"steps={task.steps}", *task.settings] for name, task in TASKS.items()}
     pretrainings = {name: list(how.settings) for name, how in PRETRAININGS.items()}
     return {SHARED: [*CITY, f"--clips={CLIPS}", *config], **tasks, **pretrainings}

@@ -29,7 +29,18 @@ from trainer.observe.probes import Probe, read_probes
 from trainer.store.base import ObjectMissingError, Store
 
 EVALUATION = "evaluation.json"
-_OF_AN_EVALUATION = ("task", "mode", "steps", "global_batch", "clips", "trivial", "trivial_figures", "seeds", "summary")
+_OF_AN_EVALUATION = (
+    "task",
+    "encoder",
+    "mode",
+    "steps",
+    "global_batch",
+    "clips",
+    "trivial",
+    "trivial_figures",
+    "seeds",
+    "summary",
+)
 _LAST_STEPS = 100
 _PAPERS = {
     "croco": "[CroCo](https://arxiv.org/abs/2211.10408)",
@@ -255,8 +266,8 @@ def describe_evaluation(result: Mapping[str, Any]) -> str:
     """How one result of `odonata evaluate` came about."""
     seeds = len(result["seeds"])
     return (
-        f"{result['steps']} steps of {result['global_batch']} clips, {seeds} seed{'s' * (seeds != 1)}, scored on {result['clips']} "
-        f"held-out clips. Trivial answer: {result['trivial']}."
+        f"{result['steps']} steps of {result['global_batch']} clips on {result['encoder']}, {seeds} seed{'s' * (seeds != 1)}, "
+        f"scored on {result['clips']} held-out clips. Trivial answer: {result['trivial']}."
     )
 
 
@@ -322,8 +333,8 @@ def _count_elements(record: Record, root: str) -> int:
 
 def _without_folders(uri: str) -> str:
     """The name of a run, and that of the checkpoint in it where one is meant."""
-    run, inside, checkpoint = uri.rstrip("/").partition(f"/{FOLDER}/")
-    return f"{_last(run)}, {checkpoint}" if inside else _last(run)
+    run, _, checkpoint = uri.rstrip("/").rpartition(f"/{FOLDER}/")
+    return f"{_last(run)}, {checkpoint}" if checkpoint.startswith("step-") else _last(uri)
 
 
 def _last(path: str) -> str:

@@ -36,18 +36,20 @@ def pin_data(config: RunConfig, store: Store) -> RunConfig:
     return config.model_copy(update={"data": data.model_copy(update={"datasets": pinned})})
 
 
-def check_same_data(config: RunConfig) -> None:
-    """RetryError where ranks have found other versions, because the data set grew while they started."""
-    if not isinstance(config.data, ShardsData) or not dist.is_initialized():
+def check_same_beginning(config: RunConfig) -> None:
+    """RetryError where ranks have found other versions of data, or another checkpoint to judge: they grew while the ranks started."""
+    if not dist.is_initialized():
         return
-    versions = [dataset.version for dataset in config.data.datasets]
+    versions = [dataset.version for dataset in config.data.datasets] if isinstance(config.data, ShardsData) else []
+    found = {"data.datasets[...].version": versions, "warm_start.uri": config.warm_start and config.warm_start.uri}
     of_ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, versions)
-    if any(other != versions for other in of_ranks):
-        raise RetryError(
-            f"ranks have found different versions of their data ({of_ranks}), which has grown while they started; "
-            "start the same job again, or name data.datasets[...].version"
-        )
+    dist.all_gather_object(of_ranks, found)
+    for key, value in found.items():
+        if any(other[key] != value for other in of_ranks):
+            raise RetryError(
+                f"ranks have found different values of {key} ({[other[key] for other in of_ranks]}), since there was a new one while they "
+                "started; start the same job again, or name the one that is meant"
+            )
 
 
 def check_same_experiment(config: RunConfig, store: Store) -> None:

@@ -34,7 +34,7 @@ from trainer.data.order import Order, Share
 from trainer.data.source import Source
 from trainer.data.workers import choose_cores
 from trainer.errors import CheckpointError, ConfigError
-from trainer.experiment import check_same_data, check_same_experiment, pin_data
+from trainer.experiment import check_same_beginning, check_same_experiment, pin_data
 from trainer.garbage import collecting_between_steps
 from trainer.held_out import HeldOut, read_held_out
 from trainer.loop import Progress, Run, train
@@ -69,7 +69,7 @@ def start(config: RunConfig, launch: Launch, *, resume: bool, job: str | None = 
     if launch.is_main:
         warn_of_fewer_negatives(config, accumulated=micro)
     with process_group(launch, timeout_s=config.parallel.timeout_s):
-        check_same_data(config)
+        check_same_beginning(config)
         with claimed_checkpoints(config, store, job=job) as checkpoints:
             engine = build_trained_engine(config, launch)
             progress = resume_from(config, checkpoints, engine, store) if resume else begin_anew(checkpoints, store)

@@ -96,13 +96,14 @@ class PoseObjective(DownstreamObjective):
         target, reference = (denormalise(group.images)[:, :, 0] for group in self.clips(batch))
         predicted, true = self.predict(encoder, batch)[:, 0], self.truth(batch)[:, 0]
         motions = torch.stack([paint_motions(*pair) for pair in zip(true, predicted, strict=True)])
-        return {"target": target, "reference": reference, "true (blue), predicted": motions[:, None]}
+        return {"target": target, "reference": reference, "true (blue), predicted (orange)": motions[:, None]}
 
 
 def paint_motions(true: Float[Tensor, "4 4"], predicted: Float[Tensor, "4 4"]) -> Float[Tensor, "3 H W"]:
     """Ways along the ground in the frame of a camera, blue and orange; the true one always has the same length."""
     right_ahead = torch.stack([moved[[0, 2], 3] for moved in (true, predicted)])
     scaled = right_ahead * _DRAWN_M / torch.linalg.vector_norm(right_ahead[0]).clamp(min=1e-6)
+    scaled = scaled * (_REACH_M / torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp(min=1e-6)).clamp(max=1)
     ways = torch.stack([torch.zeros_like(scaled), torch.stack([scaled[:, 1], -scaled[:, 0]], dim=1)], dim=1)  # (2, 2, 2)
     return paint_lines(ways, torch.tensor(_COLOURS, device=ways.device), (_REACH_M, _REACH_M))
 

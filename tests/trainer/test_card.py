@@ -30,6 +30,7 @@ ENVIRONMENT = {
 }
 EVALUATION = {
     "task": "depth",
+    "encoder": "base-step-4",
     "mode": "frozen",
     "steps": 400,
     "global_batch": 8,
@@ -111,7 +112,7 @@ def test_evaluations_stand_in_a_card_whether_beside_the_run_or_given(store: Stor
     store.put("evaluation.json", json.dumps(EVALUATION | {"task": "pose"}).encode())
     card = write_card(Place(store), evaluations=[read_evaluation(elsewhere)])
     assert card.index("## Evaluation: pose, frozen") < card.index("## Evaluation: depth, frozen")
-    assert "400 steps of 8 clips, 2 seeds, scored on 50 held-out clips. Trivial answer: median depth." in card
+    assert "400 steps of 8 clips on base-step-4, 2 seeds, scored on 50 held-out clips. Trivial answer: median depth." in card
     assert "| delta1 | 0.7071 ± 0.012 | 0.25 |" in card
     assert "| rmse_m | not a number | 9.5 |" in card
 

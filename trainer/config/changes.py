@@ -16,17 +16,12 @@ _FREE = re.compile(
 
 def refuse_another_experiment(changes: Iterable[str], *, uri: str) -> None:
     """ConfigError where, with these `changes`, the run at `uri` would not have made the steps that it has made."""
-    refused = find_decisive(changes)
+    refused = [change for change in changes if change.startswith(_DECIDES_WHAT_IS_LEARNT) and not is_free(change)]
     if refused:
         raise ConfigError(
             f"{uri} was to be resumed and is another experiment: {'; '.join(refused)}; "
-            "give the values of before, or another run.uri (warm_start.uri takes the weights along)"
+            "give the values of before, or another run.uri (warm_start.uri takes the weights along), which of `odonata evaluate` is --out"
         )
-
-
-def find_decisive(changes: Iterable[str]) -> list[str]:
-    """Those that would have made the steps other ones."""
-    return [change for change in changes if change.startswith(_DECIDES_WHAT_IS_LEARNT) and not is_free(change)]
 
 
 def is_free(change: str) -> bool:

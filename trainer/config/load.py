@@ -160,12 +160,12 @@ def _sentence(detail: ErrorDetails, section: type[Section]) -> str:
 def _key(place: tuple[int | str, ...], section: type[Section]) -> str:
     """`objectives.0.mask.ratio`, as it is written; pydantic names the member of a union in between, `objectives.0.croco.mask.ratio`."""
     schema = section.model_json_schema()
-    parts = [str(place[i]) for i in range(len(place)) if i == len(place) - 1 or _is_key(place[i], _schemas_at(schema, place[:i]))]
-    return ".".join(parts)
+    return ".".join(str(part) for i, part in enumerate(place) if not _is_kind(part, _schemas_at(schema, place[:i])))
 
 
-def _is_key(part: int | str, schemas: list[Any]) -> bool:
-    return any((isinstance(part, int) and "items" in node) or part in node.get("properties", {}) for node in schemas)
+def _is_kind(part: int | str, schemas: list[Any]) -> bool:
+    """Whether it names a kind of what may stand there, and no key of it."""
+    return any(part in _kinds(node) for node in schemas) and not any(part in node.get("properties", {}) for node in schemas)
 
 
 def _hint(place: tuple[int | str, ...], section: type[Section]) -> str:

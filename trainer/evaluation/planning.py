@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.config import CrocoConfig, EncoderConfig
+from trainer.checkpoint.catalog import find_saves
 from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, open_place, read_run_config
-from trainer.config.changes import differences, find_decisive
+from trainer.config.changes import differences
 from trainer.config.data import ClipConfig, DrivesData
 from trainer.config.load import override_run_config
 from trainer.config.run import RunConfig
@@ -21,6 +22,7 @@ from trainer.evaluation.protocol import LEARNING, PAIR_TASKS, PROTOCOLS, SCRATCH
 from trainer.store.open import open_store
 
 SCRATCH = "scratch"
+_DECIDES_WHAT_IS_JUDGED = ("warm_start", "optim.", "steps ")
 _NOT_OF_ITS_SHAPE = ("encoder.drop_path ", "encoder.attention ")
 """Keys of an encoder that weights do not know of, as `differences` writes them."""
 
@@ -54,7 +56,7 @@ def choose_encoder(
     place = open_place(encoder, store)
     record = choose_checkpoint(place)
     # The run may go on meanwhile: what is judged is one checkpoint of it.
-    checkpoint = encoder if place.prefix else f"{encoder.rstrip('/')}/{record.prefix.rstrip('/')}"
+    checkpoint = encoder.rstrip("/") if place.prefix else f"{encoder.rstrip('/')}/{record.prefix.rstrip('/')}"
     return read_encoder(place, name=f"{_name_of(place)}-step-{record.step}", uri=checkpoint)
 
 
@@ -146,19 +148,20 @@ def _check_is_that_encoder(config: RunConfig, chosen: ChosenEncoder) -> None:
     refused = [change for change in changes if not change.startswith(_NOT_OF_ITS_SHAPE)]
     if chosen.uri and refused:
         raise ConfigError(
-            f"the encoder {chosen.uri} was to be evaluated as another one: {'; '.join(refused)}; "
-            "leave that out, or give --encoder scratch for a fresh encoder"
+            f"the encoder of {chosen.name} has its shape, and another was asked for: {'; '.join(refused)}; leave that out"
         )
 
 
 def _check_is_same_run(config: RunConfig) -> None:
     """What is resumed must be the same training from the same encoder, or its figures would go by a wrong name."""
-    earlier = read_run_config(open_store(config.run.uri, config.store))
-    if earlier is None:
+    store = open_store(config.run.uri, config.store)
+    earlier = read_run_config(store)
+    if earlier is None or not find_saves(store)[0]:
         return
-    changes = list(differences(earlier.model_dump(mode="json"), config.model_dump(mode="json")))
-    refused = [*find_decisive(changes), *(change for change in changes if change.startswith(("warm_start", "optim.", "steps ")))]
+    changes = differences(earlier.model_dump(mode="json"), config.model_dump(mode="json"))
+    refused = [change for change in changes if change.startswith(_DECIDES_WHAT_IS_JUDGED)]
     if refused:
         raise ConfigError(
-            f"{config.run.uri} was to be trained and holds another training: {'; '.join(refused)}; give another --out"
+            f"{config.run.uri} was to be trained and holds another training: {'; '.join(refused)}; give another --out, "
+            "or the checkpoint of before as --encoder"
         )

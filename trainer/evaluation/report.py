@@ -57,12 +57,13 @@ class Evaluation:
 
     def as_markdown(self) -> str:
         """A heading and a table."""
-        seeds = ", ".join(str(one.seed) for one in self.seeds)
+        numbers = ", ".join(str(one.seed) for one in self.seeds)
+        seeds = f"seeds {numbers} (± is half of their 95 % interval)" if len(self.seeds) > 1 else f"seed {numbers}"
         lines = [
             f"# {self.task}: {self.encoder}, {self.mode}",
             "",
-            f"{self.steps} steps of {self.global_batch} clips, seeds {seeds}; scored on {self.clips} held-out clips; "
-            f"± is half of a 95 % interval over seeds. Weights: {self.uri or 'fresh ones'}. Trivial answer: {self.trivial}.",
+            f"{self.steps} steps of {self.global_batch} clips, {seeds}; scored on {self.clips} held-out clips. "
+            f"Weights: {self.uri or 'fresh ones'}. Trivial answer: {self.trivial}.",
             "",
             "| metric | this encoder | trivial answer |",
             "| --- | --- | --- |",

@@ -99,14 +99,14 @@ def test_pictures_show_both_views_and_the_motion(model: PretrainingModel) -> Non
 
 @pytest.mark.parametrize(("length_m", "right", "ahead"), [(0.5, 0, 1), (12.0, 0, -1), (3.0, 1, 0)])
 def test_a_motion_is_drawn_from_above_as_long_whatever_it_is(length_m: float, right: int, ahead: int) -> None:
-    true, still = torch.eye(4), torch.eye(4)
+    true, astray = torch.eye(4), torch.eye(4)
     true[:3, 3] = length_m * torch.tensor([float(right), 0.0, float(ahead)])
-    blue, orange = torch.tensor(_COLOURS)
-    picture = paint_motions(true, still)
-    rows, columns = (picture == blue[:, None, None]).all(0).nonzero().T
+    astray[:3, 3] = -100 * true[:3, 3]  # the other way, and out of the picture
+    picture = paint_motions(true, astray)
     middle = picture.shape[-1] / 2
-    reach = middle * _DRAWN_M / _REACH_M
-    tip_row, tip_column = middle - ahead * reach, middle + right * reach
-    assert torch.hypot(rows - tip_row, columns - tip_column).min() < 2
-    assert torch.hypot(rows - middle, columns - middle).max() < reach + 2
-    assert not (picture == orange[:, None, None]).all(0).any()  # one that stands still lies under the car
+    for colour, length, sign in zip(torch.tensor(_COLOURS), (_DRAWN_M, _REACH_M), (1, -1), strict=True):
+        rows, columns = (picture == colour[:, None, None]).all(0).nonzero().T
+        reach = middle * length / _REACH_M
+        tip_row, tip_column = middle - sign * ahead * reach, middle + sign * right * reach
+        assert torch.hypot(rows - tip_row, columns - tip_column).min() < 2
+        assert torch.hypot(rows - middle, columns - middle).max() < reach + 2

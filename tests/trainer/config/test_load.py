@@ -46,6 +46,7 @@ def test_overrides_reach_nested_keys_and_list_items() -> None:
         ("data.kind=waymo", "data: .*'nuscenes', 'synthetic', 'shards', 'image_pairs'"),
         ("data.clip.frames=null", "data.clip.frames: .*integer"),
         ("objectives[0].kind=dino", "objectives.0"),
+        ("objectives=[{kind: depth, near_m: 90}]", r"objectives\.0: near_m 90"),
         ("objectives[0].mask.ratio=1.0", "objectives.0.mask.ratio: .*less than 1"),
         ("objectives[0].mask.ratio=0.0001", "hides 0; at least one must be hidden"),
         ("objectives=[]", "objectives: .*at least 1 item"),

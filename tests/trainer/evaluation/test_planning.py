@@ -5,16 +5,24 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import torch
 import yaml
 
 from models.config import EncoderConfig, EncoderSize, FlowConfig
 from odonata.encoders import evaluate
 from tests.runs import SMALL_RUN
+from tests.trainer.checkpoint.toy import save_now
+from trainer.checkpoint.boxes import boxes_of
+from trainer.checkpoint.manager import CheckpointManager
 from trainer.config.data import NuscenesData
+from trainer.config.load import dump_run_config
+from trainer.config.run import RunConfig
 from trainer.config.store import StoreConfig
+from trainer.config.training import CheckpointConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.planning import ChosenEncoder, choose_encoder, plan_run
 from trainer.evaluation.protocol import PROTOCOLS
+from trainer.store.open import open_store
 
 STORE = StoreConfig()
 VIDEO = ChosenEncoder(
@@ -133,21 +141,50 @@ def test_data_that_does_not_fit_is_refused(data: list[str], sentence: str, tmp_p
         plan_run("depth", VIDEO, "frozen", seed=0, out=str(tmp_path), data=data)
 
 
-def test_a_place_that_holds_another_training_is_refused(tmp_path: Path) -> None:
-    def plan(chosen: ChosenEncoder, **changed: Any) -> None:
-        config = plan_run("depth", chosen, "frozen", seed=0, out=str(tmp_path), data=["root=city"], **changed)
-        (tmp_path / "seed-0").mkdir(exist_ok=True)
-        (tmp_path / "seed-0" / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+def commit(run: Path, step: int) -> None:
+    """A checkpoint, of next to nothing."""
+    state = {"model.encoder.weight": boxes_of(torch.zeros(2))}
+    save_now(CheckpointManager(open_store(str(run), STORE), CheckpointConfig()), step, state)
 
+
+def test_of_a_run_that_goes_on_the_newest_checkpoint_is_judged_and_named(run: Path) -> None:
+    commit(run, 4)
+    first = choose_encoder(str(run), STORE)
+    commit(run, 6)
+    then = choose_encoder(f"{run}/", STORE)
+    assert (first.name, then.name) == ("base-step-4", "base-step-6")
+    assert first.uri is not None and then.uri is not None
+    assert [Path(uri).parent for uri in (first.uri, then.uri)] == [run / "checkpoints"] * 2
+    assert first.uri != then.uri and Path(then.uri).is_dir()
+    assert choose_encoder(first.uri, STORE) == choose_encoder(f"{first.uri}/", STORE) == first
+
+
+def test_a_place_that_holds_another_training_is_refused_once_it_has_a_checkpoint(tmp_path: Path) -> None:
+    def plan(chosen: ChosenEncoder, **changed: Any) -> RunConfig:
+        return plan_run("depth", chosen, "frozen", seed=0, out=str(tmp_path), data=["root=city"], **changed)
+
+    head, other = tmp_path / "seed-0", ChosenEncoder("other", VIDEO.config, VIDEO.clip, "runs/other")
+    head.mkdir()
+    (head / "config.yaml").write_text(dump_run_config(plan(VIDEO)))
+    plan(other)
+    commit(head, 4)
     plan(VIDEO)
-    plan(VIDEO)
-    with pytest.raises(ConfigError, match=r"steps 1000 -> 7.*give another --out"):
+    with pytest.raises(ConfigError, match=r"steps 1000 -> 7; .*give another --out"):
         plan(VIDEO, steps=7)
-    other = ChosenEncoder("other", VIDEO.config, VIDEO.clip, "runs/other")
-    with pytest.raises(ConfigError, match=r"warm_start\.uri runs/video -> runs/other; give another --out"):
+    with pytest.raises(ConfigError, match=r"warm_start\.uri runs/video -> runs/other; give another --out, or the checkpoint"):
         plan(other)
-    with pytest.raises(ConfigError, match=r"data\.val_split val -> other; give another --out"):
-        plan(VIDEO, overrides=["data.val_split=other"])
+
+
+def test_a_head_on_packed_data_is_the_same_when_its_version_was_written_down(tmp_path: Path) -> None:
+    packed = ["kind=shards", "datasets=[{uri: packed}]"]
+
+    def plan(*version: str) -> RunConfig:
+        return plan_run("depth", VIDEO, "frozen", seed=0, out=str(tmp_path), data=[*packed, *version])
+
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "config.yaml").write_text(dump_run_config(plan("datasets=[{uri: packed, version: 3}]")))
+    commit(tmp_path / "seed-0", 4)
+    assert plan().data.kind == "shards"
 
 
 def test_an_encoder_with_weights_keeps_its_shape_and_a_fresh_one_need_not(tmp_path: Path) -> None:
@@ -155,9 +192,7 @@ def test_an_encoder_with_weights_keeps_its_shape_and_a_fresh_one_need_not(tmp_pa
         out = str(tmp_path)
         return plan_run("depth", chosen, "frozen", seed=0, out=out, data=["root=city"], overrides=overrides).encoder
 
-    with pytest.raises(
-        ConfigError, match=r"runs/video was to be evaluated as another one: encoder\.size tiny -> small; leave that out"
-    ):
+    with pytest.raises(ConfigError, match=r"encoder of video has its shape, .*: encoder\.size tiny -> small; leave that out"):
         plan(VIDEO, "encoder.size=small")
     assert plan(VIDEO, "encoder.attention=sdpa", "encoder.drop_path=0.1").drop_path == 0.1
     assert plan(replace(VIDEO, uri=None), "encoder.size=small").size == "small"

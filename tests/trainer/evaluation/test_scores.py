@@ -44,7 +44,12 @@ BAD = {
     DepthScores: {"delta1": (0.0, 0.5), "abs_rel": (0.4, 10), "rmse_m": (10, 60)},
     PoseScores: {"median_cm": (50, 1000), "median_deg": (5, 60)},
     FlowScores: {"epe_px": (5, 50), "outliers": (0.5, 1)},
-    BevScores: {"vehicle_iou": (0, 0.1), "drivable_iou": (0.15, 0.35)},  # p / (2 - p) of two independent draws: 0.026 and 0.25
+    # p / (2 - p) of two independent draws: 0.026 and 0.25
+    BevScores: {
+        name: limits
+        for kind in ("", "best_")
+        for name, limits in ((f"vehicle_{kind}iou", (0, 0.1)), (f"drivable_{kind}iou", (0.15, 0.35)))
+    },
 }
 
 
