@@ -73,7 +73,7 @@ def judge(claim: Claim, values: Values) -> dict[str, Any]:
 
 def as_markdown(table: Mapping[str, Any], differences: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> str:
     """A table of the metric that each task is judged by, and the verdicts; bold is what is better than scratch, seed by seed."""
-    names = (SCRATCH, *PRETRAININGS)
+    names = [name for name in (SCRATCH, *PRETRAININGS) if _is_known(name, table)]
     cells = [(task, mode) for task in table for mode in TASKS[task].modes]
     rows = []
     for task, mode in cells:
@@ -92,6 +92,10 @@ def as_markdown(table: Mapping[str, Any], differences: Mapping[str, Any], claims
             "",
         ]
     )
+
+
+def _is_known(name: str, table: Mapping[str, Any]) -> bool:
+    return any(cell.startswith(f"{name}, ") for task, of_task in table.items() for cell in of_task[TASKS[task].metric])
 
 
 def _say_seeds(table: Mapping[str, Any]) -> str:
@@ -136,6 +140,7 @@ def plot(values: Values, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     shown = [(task, mode) for task in TASKS for mode in TASKS[task].modes if any(key[0] == task for key in values)]
+    names = [name for name in PRETRAININGS if any(key[1] == name for key in values)]
     columns = min(_COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
     size = (2.6 * columns, 2.6 * rows + 0.4)
@@ -144,13 +149,13 @@ def plot(values: Values, path: Path) -> None:
         axis.set_visible(False)
     for axis, (task, mode) in zip(axes.flat[: len(shown)], shown, strict=True):
         axis.axvline(0, color="0.6", linewidth=1)
-        for place, name in enumerate(PRETRAININGS):
+        for place, name in enumerate(names):
             differences = paired_differences(values, task, name, SCRATCH, mode)
             if len(differences) > 1:
                 interval = as_interval(differences)
                 axis.errorbar(interval["mean"], place, xerr=interval["half_width"], fmt="o", capsize=3, color=f"C{place}")
         axis.set_title(f"{task}, {mode}\n{TASKS[task].metric}", fontsize=9)
-        axis.set_yticks(range(len(PRETRAININGS)), PRETRAININGS)
+        axis.set_yticks(range(len(names)), names)
         axis.locator_params(axis="x", nbins=5)
         axis.grid(alpha=0.3)
     axes[0][0].invert_yaxis()
