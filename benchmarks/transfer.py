@@ -55,14 +55,15 @@ def tell(report: Report, arguments: Namespace, known: Known, pretrained: Sequenc
     values = {**known.values, **new}
     if not values:
         raise SystemExit(f"no cell has ended in {arguments.folder}; leave --report out to run them")
-    trivial = {**known.trivial, **{task: read_trivial(evaluated[task, *rest]) for task, *rest in new}}
+    one_of_task = {key[0]: evaluated[key] for key in new}
+    trivial = {**known.trivial, **{task: read_trivial(cell) for task, cell in one_of_task.items()}}
     table, differences = tabulate(values, trivial), compare_with_scratch(values)
     claims = [judge(claim, values) for claim in CLAIMS]
     text = as_markdown(table, differences, claims)
     report.say(text)
     if report.save:
         (RESULTS / "transfer.md").write_text(text)
-        plot(values, RESULTS / "transfer.png")
+        plot(table, differences, RESULTS / "transfer.png")
     ended = [cell for cell in (*pretrained, *evaluated.values()) if cell.has_ended]
     minutes = {**known.minutes, **{cell.name: float(cell.cost.read_text()) for cell in ended}}
     report.finish(

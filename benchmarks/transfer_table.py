@@ -73,10 +73,9 @@ def judge(claim: Claim, values: Values) -> dict[str, Any]:
 
 def as_markdown(table: Mapping[str, Any], differences: Mapping[str, Any], claims: Sequence[Mapping[str, Any]]) -> str:
     """A table of the metric that each task is judged by, and the verdicts; bold is what is better than scratch, seed by seed."""
-    names = [name for name in (SCRATCH, *PRETRAININGS) if _is_known(name, table)]
-    cells = [(task, mode) for task in table for mode in TASKS[task].modes]
+    names = [SCRATCH, *_known_pretrainings(table)]
     rows = []
-    for task, mode in cells:
+    for task, mode in _known_modes(table):
         metric, arrow = TASKS[task].metric, "↓" if TASKS[task].lower_is_better else "↑"
         said = [_say(table[task][metric].get(f"{name}, {mode}"), differences.get(f"{task}, {name}, {mode}")) for name in names]
         rows.append((f"{task}, {mode}: {metric} {arrow}", _say(table[task][metric][TRIVIAL]), *said))
@@ -94,8 +93,14 @@ def as_markdown(table: Mapping[str, Any], differences: Mapping[str, Any], claims
     )
 
 
-def _is_known(name: str, table: Mapping[str, Any]) -> bool:
-    return any(cell.startswith(f"{name}, ") for task, of_task in table.items() for cell in of_task[TASKS[task].metric])
+def _known_modes(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Tasks, each in all of its modes."""
+    return [(task, mode) for task in table for mode in TASKS[task].modes]
+
+
+def _known_pretrainings(table: Mapping[str, Any]) -> list[str]:
+    cells = [cell for task, of_task in table.items() for cell in of_task[TASKS[task].metric]]
+    return [name for name in PRETRAININGS if any(cell.startswith(f"{name}, ") for cell in cells)]
 
 
 def _say_seeds(table: Mapping[str, Any]) -> str:
@@ -132,15 +137,14 @@ def _round(number: float, digits: int) -> str:
     return f"{float(f'{number:.{digits}g}'):g}"
 
 
-def plot(values: Values, path: Path) -> None:
+def plot(table: Mapping[str, Any], differences: Mapping[str, Any], path: Path) -> None:
     """For each task and mode how much better than scratch each pre-training is, in the metric's own unit, with 95 % intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [(task, mode) for task in TASKS for mode in TASKS[task].modes if any(key[0] == task for key in values)]
-    names = [name for name in PRETRAININGS if any(key[1] == name for key in values)]
+    shown, names = _known_modes(table), _known_pretrainings(table)
     columns = min(_COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
     size = (2.6 * columns, 2.6 * rows + 0.4)
@@ -150,9 +154,7 @@ def plot(values: Values, path: Path) -> None:
     for axis, (task, mode) in zip(axes.flat[: len(shown)], shown, strict=True):
         axis.axvline(0, color="0.6", linewidth=1)
         for place, name in enumerate(names):
-            differences = paired_differences(values, task, name, SCRATCH, mode)
-            if len(differences) > 1:
-                interval = as_interval(differences)
+            if interval := differences.get(f"{task}, {name}, {mode}"):
                 axis.errorbar(interval["mean"], place, xerr=interval["half_width"], fmt="o", capsize=3, color=f"C{place}")
         axis.set_title(f"{task}, {mode}\n{TASKS[task].metric}", fontsize=9)
         axis.set_yticks(range(len(names)), names)

@@ -38,10 +38,13 @@ def pin_data(config: RunConfig, store: Store) -> RunConfig:
 
 def check_same_beginning(config: RunConfig) -> None:
     """RetryError where ranks have found other versions of data, or another checkpoint to judge: they grew while the ranks started."""
-    if not dist.is_initialized():
+    found: dict[str, Any] = {}
+    if isinstance(config.data, ShardsData):
+        found["data.datasets[...].version"] = [dataset.version for dataset in config.data.datasets]
+    if config.warm_start:
+        found["warm_start.uri"] = config.warm_start.uri
+    if not found or not dist.is_initialized():
         return
-    versions = [dataset.version for dataset in config.data.datasets] if isinstance(config.data, ShardsData) else []
-    found = {"data.datasets[...].version": versions, "warm_start.uri": config.warm_start and config.warm_start.uri}
     of_ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(of_ranks, found)
     for key, value in found.items():
