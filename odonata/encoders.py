@@ -216,7 +216,7 @@ def write_page(
         from trainer.view import page
 
         results = [read_evaluation(open_place(one, store).store) for one in evaluation or ()]
-        text, name = page.write_page(place.store, evaluations=results), place.store.uri.rstrip("/").rpartition("/")[2]
+        text, name = page.write_page(place.store, evaluations=results), place.run_name
     _write_new(out or Path(f"{name}.html"), text, overwrite=overwrite)
 
 

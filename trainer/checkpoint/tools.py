@@ -56,6 +56,11 @@ class Place:
     def uri(self) -> str:
         return f"{self.store.uri}/{self.prefix}".rstrip("/")
 
+    @property
+    def run_name(self) -> str:
+        """The last part of where the run lies."""
+        return self.store.uri.rstrip("/").rpartition("/")[2]
+
 
 @dataclass(frozen=True)
 class Checkpoint:

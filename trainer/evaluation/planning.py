@@ -57,7 +57,7 @@ def choose_encoder(
     record = choose_checkpoint(place)
     # The run may go on meanwhile: what is judged is one checkpoint of it.
     checkpoint = encoder.rstrip("/") if place.prefix else f"{encoder.rstrip('/')}/{record.prefix.rstrip('/')}"
-    return read_encoder(place, name=f"{_name_of(place)}-step-{record.step}", uri=checkpoint)
+    return read_encoder(place, name=f"{place.run_name}-step-{record.step}", uri=checkpoint)
 
 
 def read_encoder(place: Place, *, name: str, uri: str | None) -> ChosenEncoder:
@@ -119,7 +119,7 @@ def _choose_fresh(store: StoreConfig, *, like: str | None, size: str | None, pat
         if size or patch_px:
             raise ConfigError(f"--like {like} says which encoder it is, and so do --size and --patch-px; give one of them")
         place = open_place(like, store)
-        return read_encoder(place, name=f"scratch-like-{_name_of(place)}", uri=None)
+        return read_encoder(place, name=f"scratch-like-{place.run_name}", uri=None)
     if not size:
         raise ConfigError(
             "--encoder scratch was given and not which encoder; give --like RUN, the run that it is compared with, "
@@ -131,11 +131,6 @@ def _choose_fresh(store: StoreConfig, *, like: str | None, size: str | None, pat
 
 def _size_of(clip: ClipConfig) -> dict[str, int]:
     return {"height_px": clip.height_px, "width_px": clip.width_px}
-
-
-def _name_of(place: Place) -> str:
-    """The run's name."""
-    return place.store.uri.rstrip("/").rpartition("/")[2]
 
 
 def _check_is_scored(config: RunConfig) -> None:

@@ -99,7 +99,7 @@ def planned_probes(
     place = open_place(run, store)
     if place.prefix:
         raise ConfigError(f"probes follow a run, and {run} is one checkpoint; give the run, or use `odonata evaluate`")
-    exporter = Exporter({"run": place.store.uri.rstrip("/").rpartition("/")[2]}, PROBE_METRICS)
+    exporter = Exporter({"run": place.run_name}, PROBE_METRICS)
     with tempfile.TemporaryDirectory(prefix="odonata-probe-") as folder, contextlib.closing(exporter):
         scratch = Path(folder)
         chosen = read_encoder(place, name=run, uri=str(scratch / "weights"))
