@@ -159,11 +159,11 @@ def write_card(
     store: StoreSettings = None,
 ) -> None:
     """Write a model card from the run's own record: what it is, what it learnt from, on what, for how long, and how good it is."""
-    from trainer import card
+    from trainer import card, run_history
     from trainer.observe.logs import configure_logging
 
     configure_logging(rank=0)
-    results = [card.read_evaluation(open_place(one, store).store) for one in evaluation or ()]
+    results = [run_history.read_evaluation(open_place(one, store).store) for one in evaluation or ()]
     text = card.write_card(open_place(uri, store), step=step, licence=licence, evaluations=results)
     if out is None:
         print(text, end="")
@@ -212,11 +212,11 @@ def write_page(
 
         text, name = write_clip_page(clip, run=place.store if place else None, data=data or ()), clip.replace(" ", "-")
     elif place:
-        from trainer.card import read_evaluation
+        from trainer.run_history import read_evaluation
         from trainer.view import page
 
         results = [read_evaluation(open_place(one, store).store) for one in evaluation or ()]
-        text, name = page.write_page(place.store, evaluations=results), place.run_name
+        text, name = page.write_page(place, evaluations=results), place.run_name
     _write_new(out or Path(f"{name}.html"), text, overwrite=overwrite)
 
 

@@ -5,14 +5,11 @@ typed in: config.yaml, environment.json, steps.jsonl, evaluations.jsonl, import.
 step of that checkpoint, the newest probes, and results of `odonata evaluate`. What was not recorded is not there. Paths are cut to their
 last part, since a card is made to be published.
 
-Left to whom: the licence is the owner's to say, and depends on that of the data.
+Left to whom: reading the record is `trainer.run_history`'s. The licence is the owner's to say, and depends on that of the data.
 """
 
-import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -20,27 +17,11 @@ import yaml
 
 from trainer.checkpoint.catalog import FOLDER
 from trainer.checkpoint.record import Record
-from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, read_run_config
+from trainer.checkpoint.tools import Place
 from trainer.config.data import ShardsData
-from trainer.config.run import RunConfig
-from trainer.errors import CheckpointError
-from trainer.importing import IMPORT
 from trainer.observe.probes import Probe, read_probes
-from trainer.store.base import ObjectMissingError, Store
+from trainer.run_history import RunHistory, own_evaluations, read_run
 
-EVALUATION = "evaluation.json"
-_OF_AN_EVALUATION = (
-    "task",
-    "encoder",
-    "mode",
-    "steps",
-    "global_batch",
-    "clips",
-    "trivial",
-    "trivial_figures",
-    "seeds",
-    "summary",
-)
 _LAST_STEPS = 100
 _PAPERS = {
     "croco": "[CroCo](https://arxiv.org/abs/2211.10408)",
@@ -60,32 +41,6 @@ _LIMITS = """\
 - It has seen the cameras, places, weather and times of its training data. Test it on yours before you rely on it, and never use it
   alone where people can be hurt.
 - What its training data may be used for bounds what this model may be used for."""
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run has left behind, up to one of its checkpoints or up to now."""
-
-    name: str
-    record: Record | None
-    """Of the newest checkpoint that belongs to it, where there is one."""
-    config: RunConfig
-    environment: Mapping[str, Any]
-    steps: Sequence[Mapping[str, Any]]
-    evaluations: Sequence[Mapping[str, Any]]
-    """Of the pretext task, on held-out clips."""
-    origin: Mapping[str, Any]
-    """Where imported weights come from."""
-
-    @property
-    def step(self) -> int:
-        """How far it has come."""
-        return max(self.steps[-1]["step"] if self.steps else 0, self.record.step if self.record else 0)
-
-    @property
-    def held_out(self) -> dict[str, Any]:
-        """Figures of the last evaluation of the pretext task."""
-        return figures_of(self.evaluations[-1]) if self.evaluations else {}
 
 
 def write_card(
@@ -113,61 +68,7 @@ def write_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def read_evaluation(store: Store) -> dict[str, Any]:
-    """What `odonata evaluate` wrote to `store`; CheckpointError where it wrote nothing that can be read."""
-    try:
-        result = json.loads(store.get(EVALUATION))
-        return {name: result[name] for name in _OF_AN_EVALUATION}
-    except (ObjectMissingError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"an evaluation was to be read and {store.uri} holds no {EVALUATION} that can be read ({error}); "
-            "give the --out of an `odonata evaluate`"
-        ) from error
-
-
-def own_evaluations(store: Store) -> list[dict[str, Any]]:
-    """The result of `odonata evaluate` that lies in `store`, if one does."""
-    return [read_evaluation(store)] if store.list(EVALUATION) else []
-
-
-def read_run(place: Place, step: int | None) -> RunRecord:
-    """The record of the run at `place` up to its newest whole checkpoint, or that of `step`."""
-    record = choose_checkpoint(place, step)
-    return read_history(place.store, record, last_step=record.step)
-
-
-def read_history(store: Store, record: Record | None, *, last_step: int = sys.maxsize) -> RunRecord:
-    """The run in `store` up to `last_step`, with the `record` of the checkpoint that belongs to it."""
-    config = read_run_config(store)
-    if config is None:
-        raise CheckpointError(f"the record of {store.uri} was to be read and there is no {CONFIG}; put the one of its run there")
-    return RunRecord(
-        name=store.uri.rstrip("/").rpartition("/")[2],
-        record=record,
-        config=config,
-        environment=read_json(store, "environment.json"),
-        steps=read_lines(store, "steps.jsonl", last_step),
-        evaluations=read_lines(store, "evaluations.jsonl", last_step),
-        origin=read_json(store, IMPORT),
-    )
-
-
-def read_lines(store: Store, key: str, last_step: int = sys.maxsize) -> list[dict[str, Any]]:
-    """The lines of a journal up to `last_step`; those that are torn or cannot be read are left out, as a resume leaves them out."""
-    try:
-        lines = store.get(key).decode(errors="replace").splitlines()
-    except ObjectMissingError:
-        return []
-    entries = (_parse(line) for line in lines)
-    return [entry for entry in entries if entry and entry["step"] <= last_step]
-
-
-def figures_of(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a line of evaluations.jsonl."""
-    return {name: value for name, value in evaluation.items() if name not in ("step", "time_s", "seconds")}
-
-
-def _head(run: RunRecord, licence: str | None) -> str:
+def _head(run: RunHistory, licence: str | None) -> str:
     learnt = [] if run.origin else ["self-supervised", *(objective.kind for objective in run.config.objectives)]
     fields: dict[str, Any] = {"license": licence} if licence else {}
     fields |= {
@@ -178,7 +79,7 @@ def _head(run: RunRecord, licence: str | None) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False).strip()}\n---"
 
 
-def _introduce(run: RunRecord) -> str:
+def _introduce(run: RunHistory) -> str:
     encoder, clip = run.config.encoder, run.config.data.clip
     what = (
         f"A ViT-{encoder.size}/{encoder.patch_px} for clips of {clip.frames} frames of {clip.width_px} x {clip.height_px} pixels"
@@ -194,7 +95,7 @@ def _introduce(run: RunRecord) -> str:
     return f"{what}, trained with {learnt} on {_describe_data(run)}."
 
 
-def _describe_data(run: RunRecord) -> str:
+def _describe_data(run: RunHistory) -> str:
     """The data by kind and name, and what it says of itself."""
     data, figures = run.config.data, run.environment.get("data", {})
     if isinstance(data, ShardsData):
@@ -206,7 +107,7 @@ def _describe_data(run: RunRecord) -> str:
     return f"{data.kind} data, {names}{f', {samples:,} samples' if samples else ''}"
 
 
-def describe_encoder(run: RunRecord) -> Iterator[tuple[str, str]]:
+def describe_encoder(run: RunHistory) -> Iterator[tuple[str, str]]:
     """Rows on the encoder."""
     encoder, shape = run.config.encoder, run.config.encoder.shape
     yield "blocks, width, heads", f"{shape.depth}, {shape.width}, {shape.heads}"
@@ -218,7 +119,7 @@ def describe_encoder(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield "parameters", f"{weights:,}" + (", with a moving average" if averages else "")
 
 
-def describe_training(run: RunRecord) -> Iterator[tuple[str, str]]:
+def describe_training(run: RunHistory) -> Iterator[tuple[str, str]]:
     """Rows on what it learnt from, and for how long."""
     config, steps = run.config, run.steps
     yield "step", f"{run.step:,} of {config.steps:,}"
@@ -240,7 +141,7 @@ def describe_training(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield "checkpoint", f"{run.record.created}, by {run.record.engine} on {run.record.world_size} ranks"
 
 
-def describe_environment(run: RunRecord) -> Iterator[tuple[str, str]]:
+def describe_environment(run: RunHistory) -> Iterator[tuple[str, str]]:
     """Rows on where it ran; there is an environment."""
     environment = run.environment
     hardware, launch = environment["hardware"], environment["launch"]
@@ -254,7 +155,7 @@ def describe_environment(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield "revision", revision["commit"] + (", with changes" if revision["changed"] else "")
 
 
-def _last_losses(run: RunRecord) -> dict[str, float]:
+def _last_losses(run: RunHistory) -> dict[str, float]:
     """Means over the last steps that moved a weight."""
     last = [step for step in run.steps[-_LAST_STEPS:] if not step["skipped"]]
     names = {name for step in last for name in step["parts"]}
@@ -305,26 +206,6 @@ def _figures(heading: str, of_what: str, figures: Mapping[str, float | None]) ->
 
 def _table(rows: Iterator[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
-
-
-def read_json(store: Store, key: str) -> dict[str, Any]:
-    """The object `key` of a run's record, empty where there is none; CheckpointError where it cannot be read."""
-    try:
-        return dict(json.loads(store.get(key)))
-    except ObjectMissingError:
-        return {}
-    except ValueError as error:
-        raise CheckpointError(
-            f"the record of a run was to be read and {store.uri}/{key} is not JSON ({error}); remove or mend it"
-        ) from error
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
 
 
 def _count_elements(record: Record, root: str) -> int:

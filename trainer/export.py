@@ -77,6 +77,10 @@ class Export:
     config: RunConfig
 
     @property
+    def run_name(self) -> str:
+        return Place(self.store).run_name
+
+    @property
     def encoder(self) -> EncoderConfig:
         return self.config.encoder
 
@@ -102,8 +106,7 @@ class Export:
     @property
     def default_name(self) -> str:
         """A name that tells where the weights come from."""
-        run = self.store.uri.rstrip("/").rpartition("/")[2]
-        return f"{run}-step-{self.record.step:08d}-{self.weights}{_ENDINGS[self.layout]}"
+        return f"{self.run_name}-step-{self.record.step:08d}-{self.weights}{_ENDINGS[self.layout]}"
 
 
 def plan_export(place: Place, *, layout: Layout, step: int | None = None, weights: Weights | None = None) -> Export:
@@ -167,7 +170,7 @@ def describe_export(planned: Export, clip: ClipShape | None = None) -> dict[str,
     has_time = encoder.knows_time(grid)
     described = {
         "odonata_version": version("odonata"),
-        "run": planned.store.uri.rstrip("/").rpartition("/")[2],
+        "run": planned.run_name,
         "step": planned.record.step,
         "weights": planned.weights,
         "encoder": encoder.model_dump(mode="json"),

@@ -10,14 +10,15 @@ import yaml
 
 from tests.runs import SMALL_RUN
 from tests.trainer.checkpoint.toy import save_now
-from trainer.card import read_evaluation, write_card
+from trainer.card import write_card
 from trainer.checkpoint.boxes import boxes_of
 from trainer.checkpoint.manager import CheckpointManager
-from trainer.checkpoint.tools import Place, open_place
+from trainer.checkpoint.tools import Place
 from trainer.config.load import dump_run_config, parse_run_config
 from trainer.config.training import CheckpointConfig
 from trainer.errors import CheckpointError
 from trainer.observe.probes import Probe, write_probe
+from trainer.run_history import read_evaluation
 from trainer.store.base import Store
 from trainer.store.open import open_store
 
@@ -43,11 +44,10 @@ EVALUATION = {
 
 
 def step_line(step: int, **others: Any) -> dict[str, Any]:
-    counts = {"clips": 4, "tokens": 100, "skipped_steps": 1, "replaced_clips": 2, "skipped": False}
     loss = 10.0 - step
-    return (
-        {"step": step, "loss": loss, "parts": {"croco/loss": loss}, "step_seconds": 720.0, "data_seconds": 72.0} | counts | others
-    )
+    times = {"time_s": 1.0, "step_seconds": 720.0, "data_seconds": 72.0}
+    counts = {"clips": 4, "tokens": 100, "skipped_steps": 1, "replaced_clips": 2, "skipped": False}
+    return {"step": step, "loss": loss, "parts": {"croco/loss": loss}} | times | counts | others
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def store(tmp_path: Path) -> Store:
     lines = [step_line(1), step_line(2), step_line(3, loss=None, skipped=True), step_line(4), step_line(5), step_line(6)]
     store.put("steps.jsonl", "\n".join([*map(json.dumps, lines), '{"step": 7, "lo']).encode())
     evaluations = [{"step": step, "time_s": 1.0, "croco/loss": 0.5 * step} for step in (2, 4, 6)]
-    store.put("evaluations.jsonl", "\n".join(map(json.dumps, evaluations)).encode())
+    store.put("evaluations.jsonl", "".join(f"{json.dumps(line)}\n" for line in evaluations).encode())
     state = {f"{kind}.encoder.weight": boxes_of(torch.zeros(1000, 3)) for kind in ("model", "ema")}
     save_now(CheckpointManager(store, CheckpointConfig()), 4, state, engine="fsdp2")
     return store
@@ -178,14 +178,3 @@ def test_a_record_that_cannot_be_read_is_refused(store: Store, name: str, conten
     store.put(name, content) if content else store.delete(name)
     with pytest.raises(CheckpointError, match=sentence):
         write_card(Place(store))
-
-
-@pytest.mark.parametrize("content", [None, b"{", b"[1]", b"{}"])
-def test_an_evaluation_that_is_none_is_refused(content: bytes | None, tmp_path: Path) -> None:
-    store = open_place(str(tmp_path)).store
-    if content:
-        store.put("evaluation.json", content)
-    with pytest.raises(
-        CheckpointError, match=r"holds no evaluation\.json that can be read .*give the --out of an `odonata evaluate`"
-    ):
-        read_evaluation(store)

@@ -44,7 +44,8 @@ def test_goodput_of_a_folder_without_a_run_is_a_sentence(tmp_path: Path) -> None
 
 
 def test_what_is_no_entry_is_passed_over(tmp_path: Path) -> None:
-    write(tmp_path, "starts.jsonl", {"step": 1, "time_s": 1.0}, {"time_s": 2.0}, torn='[1]\nnonsense\n{"step": 3, "time_s": 3.0}')
+    foreign = '[1]\nnonsense\n{"step": "2", "time_s": 2.0}\n'
+    write(tmp_path, "starts.jsonl", {"step": 1, "time_s": 1.0}, {"time_s": 2.0}, torn=foreign + '{"step": 3, "time_s": 3.0}')
     assert read_entries(open_store(tmp_path), "starts.jsonl") == [{"step": 1, "time_s": 1.0}]
 
 

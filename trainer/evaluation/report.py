@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 from trainer.evaluation.protocol import Mode, TaskName
+from trainer.run_history import EVALUATION
 from trainer.store.base import Store
 
 
@@ -84,7 +85,7 @@ def summarise(values: Sequence[float]) -> tuple[float, float | None]:
 
 def write_evaluation(evaluation: Evaluation, store: Store) -> None:
     """Both files, over those of an earlier evaluation."""
-    store.put("evaluation.json", json.dumps(evaluation.as_json(), indent=2).encode() + b"\n")
+    store.put(EVALUATION, json.dumps(evaluation.as_json(), indent=2).encode() + b"\n")
     store.put("evaluation.md", evaluation.as_markdown().encode())
 
 

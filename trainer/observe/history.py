@@ -70,5 +70,5 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    is_ours = line.endswith(b"\n") and isinstance(entry, dict) and entry.keys() >= {"step", "time_s"}
+    is_ours = line.endswith(b"\n") and isinstance(entry, dict) and isinstance(entry.get("step"), int) and "time_s" in entry
     return entry if is_ours else None

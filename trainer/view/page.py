@@ -6,7 +6,7 @@ evaluations.jsonl, of probes beside the loss, its speed, incidents, checkpoints,
 policy forbids the browser to fetch anything: it opens offline and may be sent around. What was not recorded is not there. Every name is
 escaped.
 
-Left to whom: what is read from the record, and how it is said, is `trainer.card`'s.
+Left to whom: reading the record is `trainer.run_history`'s, how its tables say it the card's.
 """
 
 import base64
@@ -21,22 +21,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer.card import (
-    RunRecord,
-    compare_evaluation,
-    describe_encoder,
-    describe_environment,
-    describe_evaluation,
-    describe_training,
-    figures_of,
-    own_evaluations,
-    read_history,
-    read_json,
-    read_lines,
-    say,
-)
+from trainer.card import compare_evaluation, describe_encoder, describe_environment, describe_evaluation, describe_training, say
 from trainer.checkpoint.tools import Checkpoint, Place, list_checkpoints
+from trainer.observe.history import read_entries
 from trainer.observe.probes import Probe, read_probes
+from trainer.run_history import RunHistory, figures_of, own_evaluations, read_history, read_json
 from trainer.store.base import Store
 from trainer.view.curves import COLOURS, Curve, Kind, draw_curves, read_curve
 
@@ -71,14 +60,14 @@ class Picture:
     uri: str
 
 
-def write_page(store: Store, *, evaluations: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The page of the run in `store`, with results of evaluations beside the one in its own folder.
+def write_page(place: Place, *, evaluations: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page of the run at `place`, with results of evaluations beside the one in its own folder.
 
     CheckpointError where there is no run, or no config of one.
     """
-    checkpoints = list(list_checkpoints(Place(store)))
-    run = read_history(store, next((one.record for one in checkpoints if one.record), None))
-    probes = read_probes(store)
+    checkpoints = list(list_checkpoints(Place(place.store)))
+    run = read_history(place, next((one.record for one in checkpoints if one.record), None))
+    probes = read_probes(place.store)
     return render(
         "page.html",
         name=run.name,
@@ -87,10 +76,10 @@ def write_page(store: Store, *, evaluations: Sequence[Mapping[str, Any]] = ()) -
         objectives=_plot_objectives(run),
         probes={task: [*_plot_loss(run), *_plot_probes(found)] for task, found in probes.items()},
         speed=list(_plot_speed(run)),
-        pictures=list(_newest_pictures(store)),
-        evaluations=[_evaluation(one) for one in (*own_evaluations(store), *evaluations)],
+        pictures=list(_newest_pictures(place.store)),
+        evaluations=[_evaluation(one) for one in (*own_evaluations(place.store), *evaluations)],
         shown_incidents=_SHOWN_INCIDENTS,
-        incidents=list(_incidents(store)),
+        incidents=list(_incidents(place.store)),
         checkpoints=[_checkpoint(one) for one in checkpoints],
         tables=dict(_tables(run)),
     )
@@ -113,7 +102,7 @@ def inline_picture(content: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _head(run: RunRecord) -> Iterator[tuple[str, str]]:
+def _head(run: RunHistory) -> Iterator[tuple[str, str]]:
     if run.origin:
         yield "weights of", run.origin["file"]
     else:
@@ -127,12 +116,12 @@ def _head(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield "last step", _say_time(run.steps[-1]["time_s"])
 
 
-def _plot_steps(run: RunRecord) -> Iterator[Plot]:
+def _plot_steps(run: RunHistory) -> Iterator[Plot]:
     for column in ("loss", "learning_rate", "grad_norm") if run.steps else ():
         yield _plot_training(run, column.replace("_", " "), [step[column] for step in run.steps])
 
 
-def _plot_objectives(run: RunRecord) -> dict[str, list[Plot]]:
+def _plot_objectives(run: RunHistory) -> dict[str, list[Plot]]:
     """A plot for each name `objective/part`, by objective: parts have units of their own, so no two share axes."""
     lines: dict[Kind, Sequence[Mapping[str, Any]]] = {"training": run.steps, "held-out": run.evaluations}
     figures = {"training": [step["parts"] for step in run.steps], "held-out": [figures_of(line) for line in run.evaluations]}
@@ -148,7 +137,7 @@ def _plot_objectives(run: RunRecord) -> dict[str, list[Plot]]:
     return plots
 
 
-def _plot_loss(run: RunRecord) -> Iterator[Plot]:
+def _plot_loss(run: RunHistory) -> Iterator[Plot]:
     """The pretext task's, to stand beside what it is good for."""
     if run.steps:
         yield _plot_training(run, "loss of the run", [step["loss"] for step in run.steps])
@@ -163,7 +152,7 @@ def _plot_probes(probes: Sequence[Probe]) -> Iterator[Plot]:
         yield Plot(name, [found, trivial])
 
 
-def _plot_speed(run: RunRecord) -> Iterator[Plot]:
+def _plot_speed(run: RunHistory) -> Iterator[Plot]:
     steps = run.steps
     if not steps:
         return
@@ -175,7 +164,7 @@ def _plot_speed(run: RunRecord) -> Iterator[Plot]:
     yield _plot_training(run, "GiB of rank 0", [step["memory_bytes"] / 2**30 for step in steps])
 
 
-def _plot_training(run: RunRecord, title: str, values: Sequence[float | None]) -> Plot:
+def _plot_training(run: RunHistory, title: str, values: Sequence[float | None]) -> Plot:
     return Plot(title, [read_curve("training", run.steps, values)])
 
 
@@ -193,7 +182,7 @@ def _incidents(store: Store) -> Iterator[tuple[str, str]]:
         incident = read_json(store, key)
         clips = ", ".join(incident["clips"])
         yield f"{incident['step']:,}", f"skipped: loss {incident['loss']} on rank {incident['rank']}, of the clips {clips}"
-    for line in read_lines(store, "checkpoints.jsonl"):
+    for line in read_entries(store, "checkpoints.jsonl"):
         if "error" in line:
             yield f"{line['step']:,}", f"not saved: {line['error']}"
 
@@ -209,7 +198,7 @@ def _evaluation(result: Mapping[str, Any]) -> tuple[str, str, Iterable[tuple[str
     return f"{result['task']}, {result['mode']}", describe_evaluation(result), compare_evaluation(result)
 
 
-def _tables(run: RunRecord) -> Iterator[tuple[str, dict[str, str]]]:
+def _tables(run: RunHistory) -> Iterator[tuple[str, dict[str, str]]]:
     """Those of the model card."""
     if not run.origin:
         yield "Training", dict(describe_training(run))

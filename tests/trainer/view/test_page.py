@@ -17,6 +17,7 @@ from tests.runs import Finished, Runner
 from tests.s3_server import S3Server, upload
 from tests.trainer.test_card import EVALUATION, probe
 from tests.trainer.test_objectives_together import OBJECTIVES, TOGETHER
+from trainer.checkpoint.tools import Place
 from trainer.errors import CheckpointError, ConfigError
 from trainer.observe.probes import write_probe
 from trainer.store.open import open_store
@@ -54,7 +55,7 @@ class Page(HTMLParser):
 
 
 def view(folder: Path, **options: Any) -> tuple[Page, str]:
-    text = write_page(open_store(folder), **options)
+    text = write_page(Place(open_store(folder)), **options)
     return Page(text), text
 
 
@@ -162,7 +163,7 @@ def test_a_run_on_s3_has_the_page_that_it_has_in_a_folder(copied: Path, s3_serve
     shutil.rmtree(copied / "checkpoints")
     store = open_store(f"s3://{s3_server.bucket}/view/copied", s3_server.config())
     upload(copied, store)
-    assert write_page(store) == view(copied)[1]
+    assert write_page(Place(store)) == view(copied)[1]
 
 
 def test_what_was_not_recorded_is_not_there(copied: Path) -> None:
