@@ -450,6 +450,10 @@ class DetectionConfig(Section):
         return self
 
 
+LINE_PATCH_M = (30.0, 15.0)
+"""Half the patch in which lines of the map are known, HDMapNet's: ahead and behind, left and right of the car."""
+
+
 class PatchLiftConfig(LiftConfig):
     """The lift of lines, which are those of a patch of 60 m x 30 m."""
 
@@ -477,6 +481,23 @@ class MapConfig(Section):
     """Of a line; MapTR has 20."""
     point_weight: float = Field(10.0, gt=0)
     """What an error of the points, by half the patch, costs against one of the class."""
+
+    @model_validator(mode="after")
+    def patch_lies_in_the_lift(self) -> "MapConfig":
+        cells = round(2 * self.lift.range_m / self.lift.cell_m)
+        if not all(0 < side <= cells for side in self.patch_cells):
+            ahead, aside = LINE_PATCH_M
+            raise ValueError(
+                f"lift.cell_m {self.lift.cell_m} cuts the patch of {2 * ahead:g} m x {2 * aside:g} m into "
+                f"{' x '.join(map(str, self.patch_cells[::-1]))} cells of {cells} x {cells}; 1 or 2 m a cell are usual"
+            )
+        return self
+
+    @property
+    def patch_cells(self) -> tuple[int, int]:
+        """Rows and columns of the lifted cells in the patch; even, so that the car stands between cells."""
+        columns, rows = (2 * round(half / self.lift.cell_m) for half in LINE_PATCH_M)
+        return rows, columns
 
 
 TaskConfig = DepthConfig | PoseConfig | FlowConfig | BevConfig | MapConfig | DetectionConfig

@@ -2,8 +2,7 @@
 
     Chamfer distance of a and b = (mean over a of the distance to the nearest of b + mean over b of that to the nearest of a) / 2
 
-as map construction has it since HDMapNet (Li et al. 2022). A ring is a line that ends where it begins. How many classes of lines there are,
-and the patch around the car in which they are known, is HDMapNet's as well.
+as map construction has it since HDMapNet (Li et al. 2022), whose classes these are. A ring is a line that ends where it begins.
 """
 
 from collections.abc import Sequence
@@ -13,8 +12,6 @@ from jaxtyping import Float, Float64
 from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
 
 LINE_CLASSES = ("divider", "crossing", "boundary")
-LINE_PATCH_M = (30.0, 15.0)
-"""Half the patch: ahead and behind, left and right of the car."""
 
 
 def resample_line(points: Float[np.ndarray, "P 2"], count: int) -> Float64[np.ndarray, "count 2"]:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.batch import Batch, Losses
 from models.config import (
@@ -68,13 +68,18 @@ class PretrainingModel(nn.Module):
             tasks = ((name, objective) for name, objective in self._named() if isinstance(objective, DownstreamObjective))
             return {name: objective.predict(self.encoder, batch) for name, objective in tasks}
         if task == "draw":
-            return {name: objective.draw(self.encoder, batch) for name, objective in self._named()}
+            return {name: self.draw_one(name, batch) for name in self.objectives}
         if task == "evaluate":
             figures = {name: objective.evaluate(self.encoder, batch) for name, objective in self._named()}
             return {f"{name}/{key}": values for name, of_one in figures.items() for key, values in of_one.items()}
         losses = self._losses(batch)
         total = torch.stack([self.weights[name] * of_one.total for name, of_one in losses.items()]).sum()
         return Losses(total, {f"{name}/{part}": value for name, of_one in losses.items() for part, value in of_one.parts.items()})
+
+    def draw_one(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        """Titles and columns B T 3 H W of the contact sheet of objective `name`, of a batch that was prepared for it."""
+        objective: Objective = dict(self._named())[name]
+        return objective.draw(self.encoder, batch)
 
     def freeze_encoder(self) -> None:
         """From here on the encoder stays as it is: it has no gradients and drops nothing."""

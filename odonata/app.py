@@ -1,7 +1,7 @@
 """The command line as one object, and the arguments that several commands share."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +24,9 @@ Step = Annotated[int | None, typer.Option(help="Which checkpoint of the run; the
 StoreSettings = Annotated[
     list[str] | None,
     typer.Option("--store", metavar="KEY=VALUE", help="How s3:// is reached, as a run's store section says it: endpoint_url=..."),
+]
+Weights = Annotated[
+    Literal["model", "ema"] | None, typer.Option(help="Weights or their moving average; by default ema where there is one.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

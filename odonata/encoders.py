@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from odonata.app import AsJson, Overrides, Step, StoreSettings, Uri, app, open_place
+from odonata.app import AsJson, Overrides, Step, StoreSettings, Uri, Weights, app, open_place
 from odonata.checkpoints import checkpoints
 from odonata.printing import bar
 from trainer.errors import ConfigError
@@ -35,6 +35,7 @@ def evaluate(
         int | None, typer.Option(help="Steps of training; 1000 to 4000 by default, as the task asks.", min=1)
     ] = None,
     clips: Annotated[int, typer.Option(help="Held-out clips to score, at most.", min=1)] = 1000,
+    weights: Weights = None,
     like: Annotated[str | None, typer.Option(metavar="RUN", help="With scratch: the run whose encoder's shape to take.")] = None,
     size: Annotated[
         Literal["nano", "tiny", "small", "base", "large", "huge", "giant", "gigantic"] | None,
@@ -57,7 +58,7 @@ def evaluate(
     configure_logging(int(os.environ.get("RANK", "0")))
     settings = parse_store_config(store or [])
     mode: Literal["frozen", "finetuned"] = "frozen" if frozen else "finetuned"
-    chosen = planning.choose_encoder(encoder, settings, like=like, size=size, patch_px=patch_px)
+    chosen = planning.choose_encoder(encoder, settings, weights=weights, like=like, size=size, patch_px=patch_px)
     place = out or f"runs/evaluate/{task}-{chosen.name}-{mode}"
     configs = [
         planning.plan_run(
@@ -86,9 +87,7 @@ def export_encoder(
     out: Annotated[Path | None, typer.Option(help="File, or folder for hf, to write; named after the run by default.")] = None,
     step: Step = None,
     store: StoreSettings = None,
-    weights: Annotated[
-        Literal["model", "ema"] | None, typer.Option(help="Weights or their moving average; by default ema where there is one.")
-    ] = None,
+    weights: Weights = None,
     frames: Annotated[
         int | None, typer.Option(help="For torch-export and onnx: frames of a clip, 1 for images; the run's by default.", min=1)
     ] = None,

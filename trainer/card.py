@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from models.config import TaskConfig
 from trainer.checkpoint.catalog import FOLDER
 from trainer.checkpoint.record import Record
 from trainer.checkpoint.tools import Place
@@ -33,10 +34,6 @@ _USE = """\
 The encoder gives one vector for each patch of an image or clip of driving cameras, for heads of depth, flow, pose, detection, bird's-eye
 view or maps that are trained on top of it. `odonata export` writes it for plain PyTorch, ONNX, timm and transformers; docs/export.md says
 how to load each. Images are RGB, normalised with ImageNet's mean and deviation."""
-_TRAINED = (
-    "- It was trained without labels and knows no classes; how good it is for a task is what an evaluation of that task says.\n"
-)
-_IMPORTED = "- What it was trained on, and for what, is said by who published it.\n"
 _LIMITS = """\
 - It has seen the cameras, places, weather and times of its training data. Test it on yours before you rely on it, and never use it
   alone where people can be hurt.
@@ -63,20 +60,40 @@ def write_card(
         *(_evaluation(one) for one in found),
         f"## Hardware and software\n\n{_table(describe_environment(run))}" if run.environment else "",
         f"## Intended use\n\n{_USE}",
-        f"## Limits\n\n{_IMPORTED if run.origin else _TRAINED}{_LIMITS}",
+        f"## Limits\n\n- {_limit(run)}\n{_LIMITS}",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _head(run: RunHistory, licence: str | None) -> str:
-    learnt = [] if run.origin else ["self-supervised", *(objective.kind for objective in run.config.objectives)]
     fields: dict[str, Any] = {"license": licence} if licence else {}
     fields |= {
         "library_name": "odonata",
         "pipeline_tag": "image-feature-extraction",
-        "tags": ["vision-transformer", "video", "autonomous-driving", *learnt],
+        "tags": ["vision-transformer", "video", "autonomous-driving", *_learnt(run)],
     }
     return f"---\n{yaml.safe_dump(fields, sort_keys=False).strip()}\n---"
+
+
+def _learnt(run: RunHistory) -> list[str]:
+    """Tags of what it was trained for."""
+    if run.origin:
+        return []
+    return [*([] if _tasks_of(run) else ["self-supervised"]), *(objective.kind for objective in run.config.objectives)]
+
+
+def _tasks_of(run: RunHistory) -> list[str]:
+    """Objectives with ground truth."""
+    return [objective.kind for objective in run.config.objectives if isinstance(objective, TaskConfig)]
+
+
+def _limit(run: RunHistory) -> str:
+    """What its training does not say of it."""
+    if run.origin:
+        return "What it was trained on, and for what, is said by who published it."
+    tasks = _tasks_of(run)
+    how = f"with the ground truth of {', '.join(tasks)}" if tasks else "without labels and knows no classes"
+    return f"It was trained {how}; how good it is for a task is what an evaluation of that task says."
 
 
 def _introduce(run: RunHistory) -> str:

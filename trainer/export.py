@@ -40,17 +40,18 @@ from models.layouts.transformers import describe_transformers, write_transformer
 from models.official_croco import describe_official, export_official
 from models.positions import ROPE_BASE, rotary_parts
 from models.pretraining import build_model
+from trainer.checkpoint.catalog import choose_weights
 from trainer.checkpoint.manager import read_tensors
 from trainer.checkpoint.record import Record
 from trainer.checkpoint.tools import CONFIG, Place, Progress, WatchedStore, choose_checkpoint, read_run_config, tensor_bytes
 from trainer.config.run import RunConfig
+from trainer.config.training import Weights
 from trainer.errors import CheckpointError, ConfigError
 from trainer.store.base import Store
 from trainer.store.open import open_store
 from trainer.tracing import ClipShape, write_onnx, write_torch_export
 
 Layout = Literal["safetensors", "torch-export", "onnx", "timm", "hf", "croco"]
-Weights = Literal["model", "ema"]
 
 _ENDINGS: dict[Layout, str] = {
     "safetensors": ".safetensors",
@@ -61,7 +62,7 @@ _ENDINGS: dict[Layout, str] = {
     "croco": "-croco.pth",
 }
 _DESCRIBED: tuple[Layout, ...] = ("safetensors", "torch-export", "onnx")
-_CROCO_ROOT = "model.objectives.croco."
+_CROCO_ROOT = "model.objectives.croco."  # averages are kept of the encoder alone
 _PATCH_14 = ("huge", "giant", "gigantic")  # sizes that timm has under patch14 only; patch_size is given beside the name
 _NAMED = 5
 
@@ -116,7 +117,7 @@ def plan_export(place: Place, *, layout: Layout, step: int | None = None, weight
     `layout` cannot hold the encoder.
     """
     record = choose_checkpoint(place, step)
-    taken = _choose_weights(place, record, weights)
+    taken = choose_weights(place.store, record, weights)
     config = read_run_config(place.store)
     if config is None:
         raise CheckpointError(
@@ -290,19 +291,6 @@ def _why_no_croco(planned: Export) -> Iterator[str]:
         yield f"the MLP of size {encoder.size} is not four times as wide as its tokens, as CroCo's constructor has it"
 
 
-def _choose_weights(place: Place, record: Record, asked: Weights | None) -> Weights:
-    there: list[Weights] = [
-        kind for kind in ("ema", "model") if any(name.startswith(f"{kind}.encoder.") for name in record.tensors)
-    ]
-    if asked in there or (asked is None and there):
-        return asked or there[0]
-    kinds = " and ".join(there) or "no encoder at all"
-    raise CheckpointError(
-        f"the encoder{f' of --weights {asked}' if asked else ''} in {place.store.uri}/{record.prefix} was to be exported and the "
-        f"checkpoint holds {kinds}; {f'use --weights {there[0]}' if there else 'give the checkpoint of a pre-training run'}"
-    )
-
-
 def _check_fits(planned: Export) -> None:
     """CheckpointError where the weights are not those of the encoder in the config."""
     with torch.device("meta"):
@@ -338,7 +326,8 @@ def _how_to_load(planned: Export, out: Path) -> str:
     file, load = repr(str(out)), f"safetensors.torch.load_file({str(out)!r})"
     match planned.layout:
         case "hf":
-            return f"transformers.AutoModel.from_pretrained({file})"
+            no_pooler = ", add_pooling_layer=False" if planned.encoder.registers else ""
+            return f"transformers.AutoModel.from_pretrained({file}{no_pooler})"
         case "croco":
             return f"croco.CroCoNet(**torch.load({file})['croco_kwargs']) and its ['model']"
         case "torch-export":
@@ -352,11 +341,14 @@ def _how_to_load(planned: Export, out: Path) -> str:
 
 
 def _how_to_load_timm(encoder: EncoderConfig, grid: Grid, load: str) -> str:
-    name = f"vit_{encoder.size}_patch{14 if encoder.size in _PATCH_14 else 16}_224"
+    size = encoder.size if encoder.size != "nano" else "tiny"  # timm has no nano: another size with its numbers
+    shape = encoder.shape
+    numbers = "" if size == encoder.size else f"embed_dim={shape.width}, depth={shape.depth}, num_heads={shape.heads}, "
+    name = f"vit_{size}_patch{14 if size in _PATCH_14 else 16}_224"
     image = (grid.h * encoder.patch_px, grid.w * encoder.patch_px)
     registers = f", reg_tokens={encoder.registers - 1}" if encoder.registers > 1 else ""
     tokens = f"class_token=True{registers}, no_embed_class=True" if encoder.registers else "class_token=False"
     return (
-        f"model = timm.create_model({name!r}, pretrained=False, num_classes=0, {tokens}, global_pool='', "
+        f"model = timm.create_model({name!r}, pretrained=False, num_classes=0, {numbers}{tokens}, global_pool='', "
         f"img_size={image}, patch_size={encoder.patch_px}); model.load_state_dict({load})"
     )

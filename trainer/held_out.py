@@ -1,9 +1,11 @@
 """Held-out clips: always the same ones, read once and kept, for the figures of the pretext task and for pictures.
 
-The clips are the places of step 0 of their own order, without augmentation, so that two evaluations differ by the
-weights alone. Every rank runs the same number of forwards; places beyond the last clip are computed and not counted.
+The clips are the places of step 0 of their own order, each once however data sets are weighted, without augmentation, so that two
+evaluations differ by the weights alone. Every rank runs the same number of forwards; places beyond the last clip are computed and not
+counted.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +15,13 @@ from models.batch import Batch
 from models.objectives.base import Preparation
 from trainer.data.loader import PlacedSamples, PlaceSampler, read_batches
 from trainer.data.mixed_source import portions_of
-from trainer.data.order import Order, Share
+from trainer.data.order import Order, Portion, Share
 from trainer.data.source import Source
 from trainer.observe.report import Sheets
 from trainer.parallel.engine import Engine
 from trainer.parallel.launch import Launch
+
+log = logging.getLogger(__name__)
 
 PICTURE_CLIPS = 4
 _LEAST_BATCH = 8
@@ -74,11 +78,14 @@ def read_held_out(
     batch = max(micro_batch, _LEAST_BATCH)
     micro_steps = -(-clips // (batch * launch.world_size))
     share = Share(launch.rank, launch.world_size, batch, micro_steps)
-    batches = _read(PlacedSamples(held_out, Order(seed, portions_of(held_out), clips), preparations), share)
+    batches = _read(PlacedSamples(held_out, Order(seed, (Portion(len(held_out)),), clips), preparations), share)
     counted = [torch.tensor([slot < clips for slot in share.slots(m)], dtype=torch.float64) for m in range(micro_steps)]
     return HeldOut(batches, counted, pictures[0])
 
 
 def _read(samples: PlacedSamples, share: Share) -> list[Batch]:
     sampler = PlaceSampler(share, first_step=0, last_step=1)
-    return list(read_batches(samples, sampler, workers=0))
+    batches = list(read_batches(samples, sampler, workers=0))
+    for reason in (reason for batch in batches for reason in batch.replaced):
+        log.warning("held out another clip in place of one that could not be read: %s", reason)
+    return batches

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import logging
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -100,7 +101,7 @@ def read_weights(path: Path) -> WeightsFile:
         # The configuration that CroCo's own pre-training saves beside its weights; it holds plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError, struct.error) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path} was to be imported and cannot be read as tensors and plain values alone ({reason}); "

@@ -220,7 +220,8 @@ def build_trained_engine(config: RunConfig, launch: Launch) -> Engine:
     torch.manual_seed(config.seed)
     model = assemble_model(config, peers=find_peers())
     if config.warm_start:
-        load_into_model(open_store(config.warm_start.uri, config.store), model, parts=config.warm_start.parts)
+        warm = config.warm_start
+        load_into_model(open_store(warm.uri, config.store), model, parts=warm.parts, weights=warm.weights)
     return build_engine(model.to(launch.device), launch, config.parallel, config.optim)
 
 

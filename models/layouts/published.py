@@ -14,6 +14,7 @@ from models.layouts import croco, transformers, videomae
 from models.layouts.plain import Pixels, PlainVit
 from models.layouts.timm import read_timm
 
+_NAMED = 3
 Published = Literal["croco", "timm", "transformers", "videomae"]
 
 _TO_TIMM: dict[Published, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
@@ -47,6 +48,9 @@ def read_published(
 ) -> PlainVit:
     """The ViT in `weights`, for a run of clips with `grid`; ValueError where its weights are not those of a plain ViT."""
     timm = _TO_TIMM[layout](weights)
+    if "patch_embed.proj.weight" not in timm:
+        named = ", ".join(sorted(weights)[:_NAMED])
+        raise ValueError(f"its names ({named}, ...) are those of a model that is not known here; give a plain ViT's")
     if layout == "videomae" or timm["patch_embed.proj.weight"].ndim == 5:
         table_grid = videomae.TABLE_GRID
     vit = read_timm(timm, grid, table_grid=table_grid, pixels=pixels)

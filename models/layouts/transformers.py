@@ -51,8 +51,9 @@ def to_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     places = {found[1] for name in bare if (found := re.match(r"encoder\.layer\.(\d+)\.attention\.attention\.", name))}
     for place in sorted(places, key=int):
         named |= _join_qkv(bare, place)
-    if named["patch_embed.proj.weight"].ndim == 5:  # VideoMAE, whose table lies in no file
-        named["pos_embed"] = sinusoid_table(TABLE_GRID.tokens, len(named["patch_embed.proj.weight"]))[None]
+    kernel = named.get("patch_embed.proj.weight")
+    if kernel is not None and kernel.ndim == 5:  # VideoMAE, whose table lies in no file
+        named["pos_embed"] = sinusoid_table(TABLE_GRID.tokens, len(kernel))[None]
     return named
 
 

@@ -25,8 +25,8 @@ def to_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if f"{root}v_bias" in named:
             queries, values = named.pop(f"{root}q_bias"), named.pop(f"{root}v_bias")
             named[f"{root}qkv.bias"] = torch.cat([queries, torch.zeros_like(queries), values])
-    width = len(named["patch_embed.proj.weight"])
-    return named | {"pos_embed": sinusoid_table(TABLE_GRID.tokens, width)[None]}
+    kernel = named.get("patch_embed.proj.weight")
+    return named if kernel is None else named | {"pos_embed": sinusoid_table(TABLE_GRID.tokens, len(kernel))[None]}
 
 
 def sinusoid_table(places: int, width: int) -> Float[Tensor, "N C"]:

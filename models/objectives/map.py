@@ -19,17 +19,19 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 from torch import Tensor
 
 from models.batch import Batch
-from models.config import DECODER_SHAPES, EncoderConfig, Grid, MapConfig
+from models.config import DECODER_SHAPES, LINE_PATCH_M, EncoderConfig, Grid, MapConfig
 from models.encoder import VideoEncoder
 from models.heads.lift import BevLift, build_bev_lift
 from models.heads.lines import LineHead
 from models.images import paint_lines
 from models.objectives.base import Encoded
 from models.objectives.surround_task import SURROUND_IMAGES, SurroundTask, draw_drop_path
-from models.polylines import LINE_CLASSES, LINE_PATCH_M, resample_line
+from models.polylines import LINE_CLASSES, resample_line
 
 CLASSES = len(LINE_CLASSES)
 _CLASS_COLOURS = ((0.90, 0.47, 0.08), (0.12, 0.35, 0.86), (0.08, 0.59, 0.24))
+_TRUE_LINES = 128
+"""Lines of an instant that are scored, however many a head can find; nuScenes has about twenty."""
 _SHOWN = 0.3
 """Lines that are thought less likely are not drawn."""
 _FOCUS, _BALANCE = 2.0, 0.25
@@ -47,12 +49,12 @@ class MapPreparation:
     keeps: frozenset[str] = SURROUND_IMAGES
 
     def prepare(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """As Preparation has it: `truth` Q (3 + 2 points), of more lines than queries the longest, and `drop_path` (T, V, L, 2)."""
-        truth = np.full((self.config.queries, CLASSES + 2 * self.config.points), np.nan, dtype=np.float32)
+        """As Preparation has it: `truth` E (3 + 2 points), of too many lines the longest, and `drop_path` (T, V, L, 2)."""
+        truth = np.full((_TRUE_LINES, CLASSES + 2 * self.config.points), np.nan, dtype=np.float32)
         first = sample["first_line_point"]
         lines = [sample["line_points"][begin:end] for begin, end in pairwise(first)]
         lengths = np.array([np.linalg.norm(np.diff(line, axis=0), axis=-1).sum() for line in lines])
-        for place, number in enumerate(np.argsort(-lengths, kind="stable")[: self.config.queries]):
+        for place, number in enumerate(np.argsort(-lengths, kind="stable")[:_TRUE_LINES]):
             truth[place, :CLASSES] = np.arange(CLASSES) == sample["line_class"][number]
             truth[place, CLASSES:] = resample_line(lines[number], self.config.points).reshape(-1)
         return {"truth": truth, **draw_drop_path(sample["images"], self.drop_path_blocks, rng)}
@@ -71,14 +73,14 @@ class MapObjective(SurroundTask):
     def answer(self, encoded: Sequence[Encoded], batch: Batch) -> Float[Tensor, "B Q values"]:
         """Logits and metres."""
         features = self.look_from_above(encoded, batch)
-        rows, columns = patch_cells(self.config)
+        rows, columns = self.config.patch_cells
         Y, X = features.shape[-2:]
         patch = features[..., (Y - rows) // 2 : (Y + rows) // 2, (X - columns) // 2 : (X + columns) // 2]
         logits, points = self.head(patch)
         metres = torch.stack([along * half for along, half in zip(points.unbind(-1), LINE_PATCH_M, strict=True)], dim=-1)
         return torch.cat([logits, metres.flatten(2)], dim=-1)
 
-    def measure(self, predicted: Float[Tensor, "B Q values"], truth: Float[Tensor, "B Q values"]) -> Float[Tensor, " B"]:
+    def measure(self, predicted: Float[Tensor, "B Q values"], truth: Float[Tensor, "B E values"]) -> Float[Tensor, " B"]:
         """As the formula above has it; where there is no line, the focal loss alone."""
         return torch.stack([self._measure_one(*pair) for pair in zip(predicted, truth, strict=True)])
 
@@ -91,7 +93,7 @@ class MapObjective(SurroundTask):
             "true": self._paint(truth, truth[..., :CLASSES].nan_to_num()),
         }
 
-    def _measure_one(self, predicted: Float[Tensor, "Q values"], truth: Float[Tensor, "Q values"]) -> Float[Tensor, ""]:
+    def _measure_one(self, predicted: Float[Tensor, "Q values"], truth: Float[Tensor, "E values"]) -> Float[Tensor, ""]:
         true = truth[truth[:, 0].isfinite()]
         logits, points = predicted[:, :CLASSES], self._scale_points(predicted)
         orders = list_orders(self._scale_points(true))  # (E, K, P, 2)
@@ -140,12 +142,6 @@ def focal_loss(logits: Float[Tensor, "Q classes"], classes: Float[Tensor, "Q cla
     return (balance * missed**_FOCUS * entropy).sum()
 
 
-def patch_cells(config: MapConfig) -> tuple[int, int]:
-    """Rows and columns of the lifted cells in the patch."""
-    columns, rows = (2 * round(half / config.lift.cell_m) for half in LINE_PATCH_M)
-    return rows, columns
-
-
 def build_map(
     config: MapConfig, encoder_config: EncoderConfig, encoder: VideoEncoder, grid: Grid, *, cameras: int
 ) -> MapObjective:
@@ -153,7 +149,7 @@ def build_map(
     head = LineHead(
         DECODER_SHAPES[config.decoder],
         inputs=config.lift.width,
-        cells=patch_cells(config),
+        cells=config.patch_cells,
         queries=config.queries,
         classes=CLASSES,
         points=config.points,

@@ -8,9 +8,9 @@ import pytest
 
 from tests.runs import Runner
 from tests.s3_server import OWNER, S3Server, find_weed, forget_clients, running_server
-from tests.trainer.packed import loose, packed_folder, packed_s3, recording
+from tests.trainer.packed import loose, packed_again, packed_folder, packed_s3, recording
 
-__all__ = ["loose", "packed_folder", "packed_s3", "recording"]  # fixtures
+__all__ = ["loose", "packed_again", "packed_folder", "packed_s3", "recording"]  # fixtures
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,14 @@ def packed_folder(recording: NuscenesRecording, tmp_path_factory: pytest.TempPat
     return folder
 
 
+@pytest.fixture(scope="session")
+def packed_again(loose: NuscenesData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as another data set: its drives have other names."""
+    folder = tmp_path_factory.mktemp("packed") / "again"
+    pack(NuscenesRecording(open_nuscenes_index(loose), "again-"), str(folder), drives_per_shard=2, workers=1)
+    return folder
+
+
 def packed(uri: object, loose: NuscenesData, store: StoreConfig | None = None, **changes: object) -> ShardsData:
     """How a run reads what lies at `uri`."""
     shared = {name: getattr(loose, name) for name in ("clip", "pairs", "cameras", "augment", "index_folder")}

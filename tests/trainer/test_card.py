@@ -167,6 +167,19 @@ def test_imported_weights_are_told_with_where_they_come_from_and_no_training(sto
     assert "croco" not in yaml.safe_load(card.split("---")[1])["tags"] and "without labels" not in card
 
 
+def test_a_run_that_learnt_from_ground_truth_is_not_called_self_supervised(store: Store) -> None:
+    assert "self-supervised" in yaml.safe_load(write_card(Place(store)).split("---")[1])["tags"]
+    content = yaml.safe_load(store.get("config.yaml"))
+    content |= {"objectives": [{"kind": "depth"}], "optim": content["optim"]}
+    content["data"]["clip"]["frames"] = 1
+    content["encoder"]["has_time"] = True
+    store.put("config.yaml", dump_run_config(parse_run_config(content, origin="the test")).encode())
+    card = write_card(Place(store))
+    tags = yaml.safe_load(card.split("---")[1])["tags"]
+    assert "self-supervised" not in tags and "depth" in tags
+    assert "It was trained with the ground truth of depth;" in card and "without labels" not in card
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

@@ -5,14 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jaxtyping
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -128,35 +127,6 @@ def features_of(encoder: VideoEncoder, images: Tensor) -> Tensor:
     return tokens
 
 
-def hf_features(weights: Mapping[str, Tensor], config: Mapping[str, Any], images: Tensor) -> Tensor:
-    """Tokens of patches of transformers' ViT, or I-JEPA's without class token, from its config and the names it is stored under."""
-    assert (config["model_type"], config["hidden_act"], config["qkv_bias"]) in (("ijepa", "gelu", True), ("vit", "gelu", True))
-    assert config["image_size"] == list(images.shape[-2:])
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
-
-    def norm(name: str, x: Tensor) -> Tensor:
-        return F.layer_norm(x, (width,), weights[f"{name}.weight"], weights[f"{name}.bias"], config["layer_norm_eps"])
-
-    def split(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (heads, width // heads)).transpose(1, 2)
-
-    embed = "embeddings.patch_embeddings.projection"
-    patches = F.conv2d(images, weights[f"{embed}.weight"], weights[f"{embed}.bias"], stride=config["patch_size"])
-    tokens = [weights["embeddings.cls_token"].expand(len(images), -1, -1)] if config["model_type"] == "vit" else []
-    x = torch.cat([*tokens, patches.flatten(2).mT], dim=1) + weights["embeddings.position_embeddings"]
-    for layer in (f"encoder.layer.{place}" for place in range(config["num_hidden_layers"])):
-        before = norm(f"{layer}.layernorm_before", x)
-        q, k, v = (split(linear(f"{layer}.attention.attention.{part}", before)) for part in ("query", "key", "value"))
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + linear(f"{layer}.attention.output.dense", attended)
-        hidden = linear(f"{layer}.intermediate.dense", norm(f"{layer}.layernorm_after", x))
-        x = x + linear(f"{layer}.output.dense", F.gelu(hidden))
-    return norm("layernorm", x)[:, len(tokens) :]
-
-
 def test_the_bare_encoder_can_be_built_again_from_what_its_file_says(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "encoder.safetensors"
     assert export(run.place, out) == f"safetensors.torch.load_file({str(out)!r})"
@@ -265,6 +235,12 @@ def test_an_export_to_croco_is_the_whole_model_under_official_names(positions: s
     again = load_official(out).state_dict()
     assert again.keys() == model.state_dict().keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+    averages = {f"ema.{name}": boxes_of(weight + 1) for name, weight in model.named_parameters() if name.startswith("encoder.")}
+    save_now(CheckpointManager(run.place.store, CheckpointConfig()), 10, model_state(model) | averages)
+    export(run.place, tmp_path / "average.pth", "croco")
+    average = load_official(tmp_path / "average.pth")
+    moved = {name: weight + 1 if name.startswith("encoder.") else weight for name, weight in model.named_parameters()}
+    assert all(torch.equal(average.get_parameter(name), weight) for name, weight in moved.items())
     kwargs = torch.load(out, weights_only=True)["croco_kwargs"]
     assert kwargs["img_size"] == (32, 48) and kwargs["enc_num_heads"] == SHAPE.heads
     assert kwargs["pos_embed"] == {"sincos": "cosine", "rope": "RoPE100"}[positions]
@@ -296,15 +272,11 @@ def test_what_a_layout_cannot_hold_is_refused(
         plan_export(run.place, layout=layout)
 
 
-def test_registers_and_learned_positions_go_out_to_timm_and_transformers(tmp_path: Path) -> None:
+def test_registers_and_learned_positions_go_out_to_timm(tmp_path: Path) -> None:
     run, images = make_run(tmp_path / "learned", positions="learned", registers=1), torch.randn(2, 3, 32, 48)
     assert "class_token=True, no_embed_class=True" in export(run.place, tmp_path / "vit.safetensors", "timm")
     expected = features_of(run.average, images)
     torch.testing.assert_close(timm_features(load_file(tmp_path / "vit.safetensors"), images), expected, atol=1e-5, rtol=1e-5)
-    export(run.place, tmp_path / "vit", "hf")
-    weights = load_file(tmp_path / "vit" / "model.safetensors")
-    found = hf_features(weights, json.loads((tmp_path / "vit" / "config.json").read_text()), images)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_export_to_timm_gives_our_features_of_still_images(run: Run, tmp_path: Path) -> None:
@@ -318,13 +290,37 @@ def test_an_export_to_timm_gives_our_features_of_still_images(run: Run, tmp_path
     torch.testing.assert_close(timm_features(load_file(out), images), features_of(run.average, images), atol=1e-5, rtol=1e-5)
 
 
-def test_an_export_to_transformers_gives_our_features_of_still_images(run: Run, tmp_path: Path) -> None:
-    out = tmp_path / "vit"
-    assert export(run.place, out, "hf") == f"transformers.AutoModel.from_pretrained({str(out)!r})"
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
-    config, images = json.loads((out / "config.json").read_text()), torch.randn(2, 3, 32, 48)
-    found = hf_features(load_file(out / "model.safetensors"), config, images)
-    torch.testing.assert_close(found, features_of(run.average, images), atol=1e-5, rtol=1e-5)
+def test_a_size_that_timm_does_not_know_is_given_by_its_numbers(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "nano", positions="sincos", size="nano")
+    load = export(run.place, tmp_path / "vit.safetensors", "timm")
+    assert "'vit_tiny_patch16_224', pretrained=False, num_classes=0, embed_dim=128, depth=6, num_heads=4, class_token" in load
+
+
+OPEN_ALONE = """
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+images = load_file("images.safetensors")["images"]
+models = {name: eval(load) for name, load in LOADS.items()}
+with torch.no_grad():
+    tokens = {f"{name} {type(model).__name__}": model.eval()(images).last_hidden_state for name, model in models.items()}
+save_file({name: of_one.contiguous() for name, of_one in tokens.items()}, "found.safetensors")
+"""
+
+
+def test_transformers_opens_an_export_as_its_own_model_that_gives_our_features_of_still_images(run: Run, tmp_path: Path) -> None:
+    runs = {"patches": run, "class": make_run(tmp_path / "learned", positions="learned", registers=1)}
+    images = torch.randn(2, 3, 32, 48)
+    save_file({"images": images}, tmp_path / "images.safetensors")
+    loads = {name: export(each.place, tmp_path / name, "hf") for name, each in runs.items()}
+    assert sorted(path.name for path in (tmp_path / "class").iterdir()) == ["config.json", "model.safetensors"]
+    run_alone(f"LOADS = {loads!r}\n{OPEN_ALONE}", tmp_path)
+    found = load_file(tmp_path / "found.safetensors")
+    assert found.keys() == {"patches IJepaModel", "class ViTModel"}
+    for name, tokens in found.items():
+        expected = features_of(runs[name.split()[0]].average, images)
+        torch.testing.assert_close(tokens[:, -expected.shape[1] :], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_weights_are_those_that_were_asked_for(run: Run, tmp_path: Path) -> None:
@@ -343,7 +339,7 @@ def test_without_a_moving_average_the_weights_are_taken_and_asking_for_one_is_to
     save(store, 3, run.encoder)
     planned = plan_export(Place(store), layout="timm")
     assert (planned.weights, planned.default_name) == ("model", "plain-step-00000003-model-timm.safetensors")
-    with pytest.raises(CheckpointError, match=r"--weights ema.* holds model; use --weights model"):
+    with pytest.raises(CheckpointError, match=r"weights ema were asked of .* holds model; ask for weights model"):
         plan_export(Place(store), layout="timm", weights="ema")
 
 

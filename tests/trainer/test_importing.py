@@ -189,13 +189,16 @@ def test_a_file_of_something_else_is_refused(content: Any, sentence: str, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth", "empty.pth", "text.pth", "folder"])
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth", "cut-old.pth", "empty.pth", "text.pth", "folder"])
 def test_what_is_no_whole_file_is_refused(name: str, dinov2: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / name
     if name == "folder":
         path.mkdir()
     elif name in ("empty.pth", "text.pth"):
         path.write_text("weights" if name == "text.pth" else "")
+    elif name == "cut-old.pth":
+        torch.save(dinov2, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:111])  # in the middle of a number of its head
     else:
         save_file(dinov2, path) if path.suffix == ".safetensors" else torch.save(dinov2, path)
         path.write_bytes(path.read_bytes()[:-1000])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from trainer.checkpoint.claim import Claim, read_claims
 from trainer.checkpoint.record import MANIFEST, Record, parse_record
+from trainer.config.training import Weights
 from trainer.errors import CheckpointError
 from trainer.store.base import Checksum, ObjectMissingError, Store
 
@@ -96,3 +97,19 @@ def _counts(save: Save, claims: list[Claim]) -> bool:
     """Whether what `save` committed counts, by the newest claim that has said what it found."""
     judge = next((claim for claim in claims if claim.adopted is not None), None)
     return judge is None or judge.adopted is None or save.writer >= judge.incarnation or save.prefix in judge.adopted
+
+
+def choose_weights(store: Store, record: Record, asked: Weights | None) -> Weights:
+    """Which weights of the encoder in `record` are taken: those that are `asked`, else their moving average if there is one.
+
+    CheckpointError where it has no such.
+    """
+    kinds: tuple[Weights, ...] = ("ema", "model")
+    there = [kind for kind in kinds if any(name.startswith(f"{kind}.encoder.") for name in record.tensors)]
+    if asked in there or (asked is None and there):
+        return asked or there[0]
+    raise CheckpointError(
+        f"weights {asked or 'of an encoder'} were asked of {store.uri}/{record.prefix}, which holds "
+        f"{' and '.join(there) or 'no encoder at all'}; "
+        f"{f'ask for weights {there[0]}' if there else 'give the checkpoint of a pre-training run'}"
+    )

@@ -36,7 +36,17 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from trainer.checkpoint.boxes import LoadPlanner, SavePlanner, State, boxes_of, take_share
-from trainer.checkpoint.catalog import FOLDER, MARKER, Save, find_saves, name_save, read_record, what_lacks, why_damaged
+from trainer.checkpoint.catalog import (
+    FOLDER,
+    MARKER,
+    Save,
+    choose_weights,
+    find_saves,
+    name_save,
+    read_record,
+    what_lacks,
+    why_damaged,
+)
 from trainer.checkpoint.claim import Writer as RunWriter
 from trainer.checkpoint.claim import claim_run
 from trainer.checkpoint.logical import model_state
@@ -44,7 +54,7 @@ from trainer.checkpoint.ranks import Ranks
 from trainer.checkpoint.record import MANIFEST, Record, dump_record
 from trainer.checkpoint.staging import Stage
 from trainer.checkpoint.storage import Reader, Writer
-from trainer.config.training import CheckpointConfig, WarmParts
+from trainer.config.training import CheckpointConfig, WarmParts, Weights
 from trainer.errors import CheckpointError, ConfigError, OdonataError
 from trainer.store.base import Store, StoreError, check_exclusive
 
@@ -332,6 +342,7 @@ def load_into_model(
     model: nn.Module,
     *,
     parts: WarmParts,
+    weights: Weights = "model",
 ) -> Record:
     """Fill these parts of `model` from the newest checkpoint of the run, or the one checkpoint, in `store`.
 
@@ -340,7 +351,8 @@ def load_into_model(
     """
     ranks = Ranks()
     record = ranks.on_main(lambda: find_one(store))
-    roots = _pair_roots(model, parts)
+    choose_weights(store, record, weights)
+    roots = _pair_roots(model, parts, weights)
     state = {name: boxes for name, boxes in model_state(model).items() if name.startswith(tuple(live for live, _ in roots))}
     stored = {
         live + name.removeprefix(root): tensor for live, root in roots for name, tensor in _only(record, root).tensors.items()
@@ -349,22 +361,21 @@ def load_into_model(
     return record
 
 
-def _pair_roots(model: nn.Module, parts: WarmParts) -> list[tuple[str, str]]:
-    """What names of a part begin with, in this model and in a checkpoint.
+def _pair_roots(model: nn.Module, parts: WarmParts, weights: Weights) -> list[tuple[str, str]]:
+    """What names of a part begin with, in this model and in a checkpoint; of two that fit a name the last one counts.
 
-    Of CroCo's decoder the head stays behind: it answers with pixels, where a task wants tokens.
+    Of CroCo's decoder the head stays behind: it answers with pixels, where a task wants tokens. Averages are kept of the encoder alone.
     """
+    encoder = ("model.encoder.", f"{weights}.encoder.")
     if parts == "model":
-        return [("model.", "model.")]
-    roots = [("model.encoder.", "model.encoder.")]
-    if parts == "encoder_and_decoder":
-        decoders = {name.split(".decoder.")[0] for name, _ in model.named_parameters() if ".decoder." in name}
-        roots += [
-            (f"model.{live}.decoder.{part}", f"model.objectives.croco.decoder.{part}")
-            for live in sorted(decoders)
-            for part in ("embed.", "mask_token", "blocks.", "norm.")
-        ]
-    return roots
+        return [("model.", "model."), encoder]
+    if parts == "encoder":
+        return [encoder]
+    decoders = {name.split(".decoder.")[0] for name, _ in model.named_parameters() if ".decoder." in name}
+    kept = ("embed.", "mask_token", "blocks.", "norm.")
+    return [encoder] + [
+        (f"model.{live}.decoder.{part}", f"model.objectives.croco.decoder.{part}") for live in sorted(decoders) for part in kept
+    ]
 
 
 def find_one(store: Store) -> Record:

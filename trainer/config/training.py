@@ -158,6 +158,8 @@ class ProfileConfig(Section):
 
 
 WarmParts = Literal["encoder", "encoder_and_decoder", "model"]
+Weights = Literal["model", "ema"]
+"""Of an encoder: those of the last step, or their moving average."""
 
 
 class WarmStartConfig(Section):
@@ -167,6 +169,8 @@ class WarmStartConfig(Section):
     """A run folder or one of its checkpoints."""
     parts: WarmParts = "encoder"
     """Only the encoder; for a task in which two images meet, the decoder of a CroCo run as well; or all, the objectives too."""
+    weights: Weights = "model"
+    """Of the encoder: those of the last step, or their moving average (optim.ema_decay)."""
 
 
 class RunSection(Section):

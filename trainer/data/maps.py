@@ -18,7 +18,8 @@ import numpy as np
 import shapely  # type: ignore[import-untyped]
 from jaxtyping import Float32, Float64, Int
 
-from models.polylines import LINE_CLASSES, LINE_PATCH_M
+from models.config import LINE_PATCH_M
+from models.polylines import LINE_CLASSES
 from trainer.data.columns import Columns
 from trainer.data.index import Index
 from trainer.data.nuscenes_maps import LAYERS

@@ -6,17 +6,18 @@ of a CroCo run comes along, as CroCo has it; any other encoder meets in a fresh 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.config import CrocoConfig, EncoderConfig
-from trainer.checkpoint.catalog import find_saves
+from trainer.checkpoint.catalog import choose_weights, find_saves
 from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, open_place, read_run_config
 from trainer.config.changes import differences
 from trainer.config.data import ClipConfig, DrivesData
 from trainer.config.load import override_run_config
 from trainer.config.run import RunConfig
 from trainer.config.store import StoreConfig
+from trainer.config.training import Weights
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation.protocol import LEARNING, PAIR_TASKS, PROTOCOLS, SCRATCH_CLIP, WARMUP_SHARE, Mode, TaskName
 from trainer.store.open import open_store
@@ -40,12 +41,22 @@ class ChosenEncoder:
     """The checkpoint with its weights; none for a fresh one."""
     decoder: str | None = None
     """Size of the decoder of CroCo that its run has learnt with it; none where it has none."""
+    weights: Weights = "model"
 
 
 def choose_encoder(
-    encoder: str, store: StoreConfig, *, like: str | None = None, size: str | None = None, patch_px: int | None = None
+    encoder: str,
+    store: StoreConfig,
+    *,
+    weights: Weights | None = None,
+    like: str | None = None,
+    size: str | None = None,
+    patch_px: int | None = None,
 ) -> ChosenEncoder:
-    """That of the run or checkpoint `encoder`; for `scratch` a fresh one as in the run `like`, or of this size."""
+    """That of the run or checkpoint `encoder`; for `scratch` a fresh one as in the run `like`, or of this size.
+
+    Without `weights` what `odonata export` takes as well: the moving average, if there is one.
+    """
     if encoder == SCRATCH:
         return _choose_fresh(store, like=like, size=size, patch_px=patch_px)
     if like or size or patch_px:
@@ -57,7 +68,9 @@ def choose_encoder(
     record = choose_checkpoint(place)
     # The run may go on meanwhile: what is judged is one checkpoint of it.
     checkpoint = encoder.rstrip("/") if place.prefix else f"{encoder.rstrip('/')}/{record.prefix.rstrip('/')}"
-    return read_encoder(place, name=f"{place.run_name}-step-{record.step}", uri=checkpoint)
+    taken = choose_weights(place.store, record, weights)
+    name = f"{place.run_name}-step-{record.step}{'-ema' * (taken == 'ema')}"
+    return replace(read_encoder(place, name=name, uri=checkpoint), weights=taken)
 
 
 def read_encoder(place: Place, *, name: str, uri: str | None) -> ChosenEncoder:
@@ -104,7 +117,8 @@ def plan_run(
         "optim": {**LEARNING[mode], "warmup_steps": round(WARMUP_SHARE * steps)},
         "checkpoint": {"every_steps": max(1, steps // 4), "keep_last": 1},
         "store": (store or StoreConfig()).model_dump(),
-        "warm_start": chosen.uri and {"uri": chosen.uri, "parts": "encoder_and_decoder" if takes_decoder else "encoder"},
+        "warm_start": chosen.uri
+        and {"uri": chosen.uri, "parts": "encoder_and_decoder" if takes_decoder else "encoder", "weights": chosen.weights},
     }
     settings = [*(f"data.{setting}" for setting in data), *overrides]
     config = override_run_config(content, settings, origin=f"the head for {task}")

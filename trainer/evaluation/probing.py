@@ -25,7 +25,7 @@ from torch import Tensor
 
 from monitoring.exporter import Exporter
 from monitoring.metrics import PROBE_METRICS
-from trainer.checkpoint.catalog import Save, find_saves, read_record, what_lacks
+from trainer.checkpoint.catalog import Save, choose_weights, find_saves, read_record, what_lacks
 from trainer.checkpoint.manager import read_tensors, save_weights
 from trainer.checkpoint.tools import CONFIG, open_place, read_run_config
 from trainer.config.changes import differences, is_free
@@ -50,8 +50,7 @@ log = logging.getLogger(__name__)
 _SEED = 0
 _POLL_S = 20.0
 _SIGNAL_S = 0.2
-_COPIED = ("model.encoder.", "model.objectives.croco.decoder.")
-"""What a head may want of a checkpoint: all of it is read at once, while the checkpoint is there."""
+_DECODER = "model.objectives.croco.decoder."
 _QUIET = ("observe.metrics_port=null", "observe.evaluate_clips=8")
 """A head is trained without figures of its own: they are the probe's."""
 _JUDGED = {"seed", "steps", "global_batch", "data", "encoder", "objectives", "optim"}
@@ -218,13 +217,18 @@ def probe_checkpoint(probes: Probes, save: Save, tasks: Iterable[TaskName], laun
 
 
 def copy_weights(probes: Probes, save: Save) -> str | None:
-    """Bring the weights of `save` into the scratch folder in place of others; the answer says why it is not possible, if so."""
+    """Bring the weights of `save` into the scratch folder in place of others; the answer says why it is not possible, if so.
+
+    They are all that a head may want of a checkpoint, read at once while it is there; of the encoder what `odonata export` takes: the
+    moving average, if there is one.
+    """
     record = read_record(probes.store, save.prefix)
     if isinstance(record, str):
         return f"{save.prefix} is not whole, or was removed: {record}"
     weights: dict[str, Tensor] = {}
     try:
-        for root in _COPIED:
+        kind = choose_weights(probes.store, record, None)
+        for root in (f"{kind}.encoder.", _DECODER):
             weights |= read_tensors(probes.store, record, prefix=root)
     except CheckpointError as error:
         return str(error)
@@ -234,7 +238,7 @@ def copy_weights(probes: Probes, save: Save) -> str | None:
             raise
         return f"{save.prefix} was removed while it was read: {lacking}"
     shutil.rmtree(probes.weights, ignore_errors=True)
-    bare = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    bare = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
     save_weights(open_store(probes.weights), bare, CheckpointConfig(), step=save.step, engine=record.engine)
     return None
 

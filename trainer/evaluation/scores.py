@@ -3,8 +3,8 @@
 A median, a root and a ratio over a data set are no means of what its samples have. So each task says of every sample the few numbers
 that its figures need, one row a sample; rows of batches, or of ranks should several score, are put on end, and the figures come from all:
 
-    depth   over all points within range: delta1, the share with max(p / t, t / p) < 1.25; abs_rel, mean of |p - t| / t; rmse_m
-            (Eigen et al. 2014; pooled over points, since images have unequal numbers of them)
+    depth   over the points within range that the task takes of an image: delta1, the share with max(p / t, t / p) < 1.25; abs_rel, mean
+            of |p - t| / t; rmse_m (Eigen et al. 2014; pooled over points, since images have unequal numbers of them)
     pose    over all pairs, both ways: median_cm, of |t - t*|; median_deg, of the angle of R R*^-1 (Kendall et al. 2015)
     flow    over all known pixels, both ways: epe_px, mean end-point error; outliers, the share with an error > 3 px and > 5 % of the
             true flow (Fl of KITTI 2015, Menze and Geiger 2015)

@@ -1,8 +1,8 @@
 """Scoring a trained head: its last checkpoint on held-out clips, and the trivial answer on the same ones.
 
-The clips are the first of an order of their own, whatever the seed of the run, without augmentation: runs and encoders are compared on
-the same ones. What the trivial answer knows it has from training clips. One process does it, batch by batch, so memory does not
-grow with the number of clips.
+The clips are the first of an order of their own, each once, whatever the seed of the run and the weights of its data sets, without
+augmentation: runs and encoders are compared on the same ones. What the trivial answer knows it has from training clips. One process
+does it, batch by batch, so memory does not grow with the number of clips.
 """
 
 import logging
@@ -20,8 +20,8 @@ from trainer.checkpoint.manager import load_into_model
 from trainer.config.run import RunConfig
 from trainer.data.build import Split, build_source
 from trainer.data.loader import PlacedSamples, PlaceSampler, needed_fields, read_batches
-from trainer.data.mixed_source import portions_of
-from trainer.data.order import Order, Share
+from trainer.data.order import Order, Portion, Share
+from trainer.errors import DataError
 from trainer.evaluation.protocol import PROTOCOLS, Protocol, TaskName, Truth
 from trainer.experiment import pin_data
 from trainer.store.open import open_store
@@ -94,23 +94,33 @@ def truth_of(batch: Batch, task: TaskName) -> Truth:
 
 
 def read_clips(config: RunConfig, split: Split, clips: int) -> Iterator[tuple[Batch, int]]:
-    """Batches of at most `clips` clips of a split, with how many of each count; the next one may lie where the last one lay."""
+    """Batches of at most `clips` clips of a split, with how many of each count; the next one may lie where the last one lay.
+
+    DataError where more of them cannot be read than `data.max_replaced_share` allows.
+    """
     preparations = prepare_as(config)
     source = build_source(config.data, split, needed_fields(preparations), augment=False)
     assert source is not None, "it was checked that the data has both splits"
     clips = min(clips, len(source))
     size = min(_BATCH, clips)
     batches = read_batches(
-        PlacedSamples(source, Order(_SEED, portions_of(source), size), preparations),
+        PlacedSamples(source, Order(_SEED, (Portion(len(source)),), size), preparations),
         PlaceSampler(Share(0, 1, size, 1), 0, -(-clips // size)),
         workers=config.data.workers,
         prefetch_batches=config.data.prefetch_batches,
         reads_in_flight=config.data.reads_in_flight,
         timeout_s=config.data.timeout_s,
     )
+    replaced, allowed = 0, config.data.max_replaced_share
     for place, batch in enumerate(batches):
         for reason in batch.replaced:
             log.warning("scored another clip in place of one that could not be read: %s", reason)
+        replaced += len(batch.replaced)
+        if replaced > max(1, allowed * clips):  # as in training, one broken clip is no catastrophe
+            raise DataError(
+                f"{clips} clips of the {split} split were to be scored and {replaced} could not be read; data.max_replaced_share allows "
+                f"{allowed:.1%}: mend the data (the log names the clips) or raise it"
+            )
         yield batch, min(size, clips - place * size)
 
 

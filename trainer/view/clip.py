@@ -22,9 +22,11 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from models.batch import Batch
 from models.geometry import project
 from models.images import paint_depth, paint_points
-from models.pretraining import build_preparations
+from models.objectives.base import Preparation
+from models.pretraining import PretrainingModel, build_preparations
 from models.wireframes import draw_boxes, draw_from_above
 from trainer.assembly import assemble_model
 from trainer.checkpoint.manager import load_into_model
@@ -34,11 +36,10 @@ from trainer.config.load import parse_data_config
 from trainer.config.run import RunConfig
 from trainer.data.boxes import open_boxes
 from trainer.data.build import build_source, open_maps
-from trainer.data.loader import PlacedSamples, PlaceSampler, needed_fields, read_batches
+from trainer.data.loader import PlacedSamples, PlaceSampler, read_batches
 from trainer.data.maps import LineReader
-from trainer.data.mixed_source import portions_of
 from trainer.data.nuscenes_maps import has_maps
-from trainer.data.order import Order, Share
+from trainer.data.order import Order, Portion, Share
 from trainer.data.source import Room, Sample, Source, new_room
 from trainer.data.surround_source import CAMERA_FIELDS, SurroundSource
 from trainer.errors import CheckpointError, ConfigError
@@ -120,7 +121,7 @@ def write_clip_page(clip: str, *, run: Store | None = None, data: Sequence[str] 
         name=name,
         head=_head(source, index, sample),
         instants=list(_show_instants(source, index, sample)),
-        drawn=draw_objectives(config, run, name) if config and run else [],
+        drawn=draw_objectives(config, run, name) if config and run else {},
         calibration=list(_calibration(source, index)),
     )
 
@@ -151,8 +152,8 @@ def find_clip(source: Source, clip: str) -> int:
     """The number of the clip that `clip` is, or begins the name of; ConfigError names near ones."""
     if clip.isdecimal() and int(clip) < len(source):
         return int(clip)
-    names = [source.name(index) for index in range(len(source))]
-    found = next((index for index, name in enumerate(names) if f"{name} ".startswith(f"{clip} ")), None)
+    names = list_names(source)
+    found = find_name(names, clip)
     if found is None:
         known = [" ".join(name.split()[:2]) for name in names]
         near = difflib.get_close_matches(clip, known, n=_NAMED, cutoff=0.0)
@@ -162,26 +163,50 @@ def find_clip(source: Source, clip: str) -> int:
     return found
 
 
-def draw_objectives(config: RunConfig, store: Store, clip: str) -> list[Shown]:
-    """What the objectives of a run make of `clip`, with the weights of its newest whole checkpoint."""
-    preparations = build_preparations(config.objectives, config.token_grid, config.encoder, cameras=config.cameras)
-    source = build_source(config.data, "train", needed_fields(preparations), augment=False)
-    assert source is not None, "every kind of source has a training split"
-    one = OneClip(source, find_clip(source, clip))
-    samples = PlacedSamples(one, Order(config.seed, portions_of(one), 1), preparations)
-    (batch,) = read_batches(samples, PlaceSampler(Share(0, 1, 1, 1), 0, 1), workers=0)
+def list_names(source: Source) -> list[str]:
+    """Of all samples, in their order."""
+    return [source.name(index) for index in range(len(source))]
+
+
+def find_name(names: Sequence[str], clip: str) -> int | None:
+    """The place of the first name that `clip` is, or begins."""
+    return next((place for place, name in enumerate(names) if f"{name} ".startswith(f"{clip} ")), None)
+
+
+def draw_objectives(config: RunConfig, store: Store, clip: str) -> dict[str, str | None]:
+    """By objective of a run what it makes of `clip`, with the weights of the newest whole checkpoint; None where it has no such sample.
+
+    Each finds the clip among its own samples: those of pairs are numbered otherwise than surround clips, and are fewer or more.
+    """
     model = assemble_model(config)
     record = load_into_model(store, model, parts="model")
-    with torch.no_grad():
-        drawn = model.eval()(batch, "draw")
-    return [_sheet(objective, columns, step=record.step) for objective, columns in drawn.items()]
+    preparations = build_preparations(config.objectives, config.token_grid, config.encoder, cameras=config.cameras)
+    drawn: dict[str, str | None] = {}
+    for name, preparation in preparations.items():
+        batch = read_clip(config, name, preparation, clip)
+        drawn[name] = None if batch is None else _draw_sheet(model.eval(), name, batch, step=record.step)
+    return drawn
 
 
-def _sheet(objective: str, columns: Mapping[str, Tensor], *, step: int) -> Shown:
+def read_clip(config: RunConfig, name: str, preparation: Preparation, clip: str) -> Batch | None:
+    """The sample of an objective that `clip` begins the name of, alone in a batch."""
+    source = build_source(config.data, "train", preparation.needs, augment=False)
+    assert source is not None, "every kind of source has a training split"
+    index = find_name(list_names(source), clip)
+    if index is None:
+        return None
+    samples = PlacedSamples(OneClip(source, index), Order(config.seed, (Portion(1),), 1), {name: preparation})
+    (batch,) = read_batches(samples, PlaceSampler(Share(0, 1, 1, 1), 0, 1), workers=0)
+    return batch
+
+
+@torch.no_grad()
+def _draw_sheet(model: PretrainingModel, objective: str, batch: Batch, *, step: int) -> str:
+    columns = model.draw_one(objective, batch)
     file = io.BytesIO()
     images = {title: column.float().numpy() for title, column in columns.items()}
     draw_sheet(images, caption=f"{objective} after step {step}").save(file, "PNG", optimize=True)
-    return Shown(objective, inline_picture(file.getvalue()))
+    return inline_picture(file.getvalue())
 
 
 def _head(source: SurroundSource, index: int, sample: Sample) -> dict[str, str]:

@@ -1,17 +1,21 @@
 """ViTs of transformers in and out: only names differ from timm's, so features follow from those."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from models.config import EncoderConfig, Grid
+from models.layers import NORM_EPS
 from models.layouts.plain import fit_encoder
 from models.layouts.published import read_published, recognise
 from models.layouts.transformers import describe_transformers, to_timm, write_transformers
 from models.layouts.videomae import TABLE_GRID
-from tests.models.layouts.vits import PATCH_PX, SHAPE, random_timm
+from tests.models.layouts.vits import PATCH_PX, SHAPE, our_features, random_timm
 
 GRID = Grid(1, 1, 3, 3)
 
@@ -111,3 +115,48 @@ def test_a_missing_part_of_qkv_is_missed(part: str) -> None:
     del named[f"encoder.layer.1.attention.attention.{part}.weight"]
     with pytest.raises(ValueError, match=r"missing blocks\.1\.attn\.qkv\.weight$"):
         read_published(named, "transformers", GRID)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "registers"),
+    [
+        ("ViT", {}, 1),
+        ("IJepa", {}, 0),
+        ("Dinov2", {}, 1),
+        ("Dinov2WithRegisters", {"num_register_tokens": 4}, 5),
+        ("VideoMAE", {"num_frames": 16, "image_size": 14 * PATCH_PX, "use_mean_pooling": False}, 0),
+    ],
+)
+def test_a_model_that_transformers_saves_comes_in_with_its_features(
+    family: str, settings: dict[str, Any], registers: int, tmp_path: Path
+) -> None:
+    model = build_theirs(family, settings)
+    model.save_pretrained(tmp_path)
+    frames, side = (16, 14) if family == "VideoMAE" else (1, 3)
+    grid = Grid(max(1, frames // 2), 1, side, side)
+    config = EncoderConfig(
+        size="tiny", patch_px=PATCH_PX, positions="learned", registers=registers, tubelet_frames=2 if frames > 1 else 1
+    )
+    weights = load_file(tmp_path / "model.safetensors")
+    assert recognise(set(weights)) == "transformers"
+    fitted = fit_encoder(read_published(weights, "transformers", grid), config, grid)
+    clips = torch.randn(2, frames, 3, side * PATCH_PX, side * PATCH_PX)
+    with torch.no_grad():
+        theirs = model(clips if frames > 1 else clips[:, 0]).last_hidden_state
+    ours = our_features(fitted, config, grid, clips[:, :, None])
+    torch.testing.assert_close(ours, theirs[:, -grid.tokens :], atol=1e-5, rtol=1e-5)
+
+
+def build_theirs(family: str, settings: dict[str, Any]) -> Any:
+    """A model of transformers itself, of our small shape, in which no weight is as it begins."""
+    import transformers
+
+    shape = {"hidden_size": SHAPE.width, "num_hidden_layers": SHAPE.depth, "num_attention_heads": SHAPE.heads}
+    sizes = {"intermediate_size": SHAPE.hidden, "image_size": 3 * PATCH_PX, "patch_size": PATCH_PX, "layer_norm_eps": NORM_EPS}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**(shape | sizes | settings))
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    return model

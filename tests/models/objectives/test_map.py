@@ -48,15 +48,26 @@ def objective_of(model: PretrainingModel) -> MapObjective:
 
 def test_lines_are_points_at_even_steps_the_longest_first() -> None:
     truth = MapPreparation(CONFIG, 0).prepare(annotated_sample(), np.random.default_rng(0))["truth"]
-    assert truth.shape == (6, 3 + 2 * 5) and np.isnan(truth[2:]).all()
+    assert truth.shape == (128, 3 + 2 * 5) and np.isnan(truth[2:]).all()
     np.testing.assert_array_equal(truth[0], [*CROSSING, 10, -2, 14, -2, 14, 2, 10, 2, 10, -2])
     np.testing.assert_array_equal(truth[1], [*DIVIDER, 0, 1, 2, 1, 4, 1, 6, 1, 8, 1])
 
 
-def test_of_more_lines_than_queries_the_longest_stay_and_a_place_without_lines_has_none() -> None:
+def test_what_is_true_does_not_depend_on_how_many_lines_a_head_can_find() -> None:
     few = CONFIG.model_copy(update={"queries": 1})
-    truth = MapPreparation(few, 12).prepare(annotated_sample(), np.random.default_rng(0))["truth"]
-    assert truth.shape == (1, 13) and truth[0, 1] == 1
+    truths = [MapPreparation(one, 0).prepare(annotated_sample(), np.random.default_rng(0))["truth"] for one in (few, CONFIG)]
+    np.testing.assert_array_equal(*truths)
+
+
+def test_of_too_many_lines_the_longest_stay_and_a_place_without_lines_has_none() -> None:
+    length = np.arange(130, dtype=np.float32) / 10
+    many = {
+        "line_points": np.stack([np.zeros(260, np.float32), np.stack([0 * length, length], axis=1).reshape(-1)], axis=1),
+        "first_line_point": np.arange(0, 261, 2),
+        "line_class": np.zeros(130, np.int64),
+    }
+    truth = MapPreparation(CONFIG, 12).prepare(annotated_sample() | many, np.random.default_rng(0))["truth"]
+    np.testing.assert_allclose(truth[:, -1], length[:1:-1])  # the end of each line, the two shortest left out
     nothing = {
         "line_points": np.empty((0, 2), np.float32),
         "first_line_point": np.array([0]),
@@ -110,7 +121,7 @@ def test_every_parameter_has_a_gradient_even_where_nothing_is() -> None:
 def test_predictions_lie_one_to_one_with_the_truth_and_within_the_patch(model: PretrainingModel) -> None:
     batch = clip_batch()
     predicted = model(batch, "predict")["map"]
-    assert predicted.shape == batch.prepared["map"]["truth"].shape
+    assert predicted.shape == (len(batch), CONFIG.queries, batch.prepared["map"]["truth"].shape[-1])
     points = predicted[..., 3:].unflatten(-1, (-1, 2))
     assert points[..., 0].abs().max() <= 30 and points[..., 1].abs().max() <= 15
 
@@ -138,3 +149,13 @@ def test_pictures_show_the_cameras_and_the_lines_with_the_car_driving_up(model: 
 def test_a_lift_that_ends_within_the_patch_is_refused() -> None:
     with pytest.raises(ValidationError, match="range_m"):
         MapConfig(lift=PatchLiftConfig(range_m=20))
+
+
+@pytest.mark.parametrize("cell_m", [4, 20, 60])
+def test_cells_that_do_not_hold_the_patch_are_refused(cell_m: float) -> None:
+    with pytest.raises(ValidationError, match=rf"lift.cell_m {cell_m}\.0 cuts the patch of 60 m x 30 m into"):
+        MapConfig(lift=PatchLiftConfig(cell_m=cell_m))
+
+
+def test_cells_that_leave_over_a_part_of_the_patch_take_a_little_more_of_it() -> None:
+    assert MapConfig(lift=PatchLiftConfig(cell_m=2)).patch_cells == (16, 30)  # 32 m of 30 m

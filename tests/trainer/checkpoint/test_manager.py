@@ -328,6 +328,23 @@ def test_an_encoder_can_start_from_the_weights_of_another_run(store: Store, give
     assert unequal(whole(model_state(model)), source) == []
 
 
+def test_an_encoder_can_start_from_the_moving_average(store: Store) -> None:
+    taught, average, model = Toy(), Toy(), Toy()
+    state = model_state(taught)
+    save_now(manage(store), 1, state)
+    with pytest.raises(CheckpointError, match=r"weights ema were asked of .*, which holds model; ask for weights model"):
+        load_into_model(store, model, parts="encoder", weights="ema")
+    averages = {f"ema.encoder.{name}": boxes_of(weight) for name, weight in average.encoder.named_parameters()}
+    save_now(manage(store), 2, state | averages)
+    load_into_model(store, model, parts="encoder", weights="ema")
+    assert all(torch.equal(weight, average.encoder.get_parameter(name)) for name, weight in model.encoder.named_parameters())
+    load_into_model(store, model, parts="model", weights="ema")
+    assert all(torch.equal(weight, average.encoder.get_parameter(name)) for name, weight in model.encoder.named_parameters())
+    assert torch.equal(model.head.weight, taught.head.weight)
+    load_into_model(store, model, parts="encoder")
+    assert all(torch.equal(weight, taught.encoder.get_parameter(name)) for name, weight in model.encoder.named_parameters())
+
+
 def test_the_decoder_of_croco_becomes_that_of_a_task_but_for_its_head(store: Store) -> None:
     encoder, grid = EncoderConfig(size="tiny", patch_px=4), Grid(1, 1, 2, 3)
     taught = build_model(encoder, [CrocoConfig(decoder="tiny")], grid)

@@ -12,6 +12,7 @@ import torch
 from models.pretraining import build_model
 from tests.runs import ROOT, Finished, Runner
 from tests.trainer.test_parity import assert_same_run, final_weights
+from trainer.checkpoint.manager import read_tensors
 from trainer.checkpoint.tools import choose_checkpoint, open_place
 from trainer.config.load import load_run_config
 from trainer.config.store import StoreConfig
@@ -19,6 +20,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.planning import choose_encoder, plan_run
 from trainer.parallel.launch import read_launch
+from trainer.store.open import open_store
 
 FROZEN = ("objectives=[{kind: depth, points: 64}]", "data.clip.frames=1", "optim.train_encoder=false", "optim.ema_decay=null")
 SHORT = ("data.cameras=[CAM_FRONT]", "steps=5", "checkpoint.every_steps=5", "encoder.has_time=true")
@@ -39,7 +41,7 @@ def test_an_evaluation_from_a_run_to_both_files(runner: Runner, city: Path, tmp_
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     newest = choose_checkpoint(open_place(str(base)))
-    assert f"# depth: alone-step-{newest.step}, frozen" in done.stdout
+    assert f"# depth: alone-step-{newest.step}-ema, frozen" in done.stdout
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert (content["task"], content["mode"], content["clips"]) == ("depth", "frozen", 6)
     assert [one["seed"] for one in content["seeds"]] == [0, 1]
@@ -47,8 +49,8 @@ def test_an_evaluation_from_a_run_to_both_files(runner: Runner, city: Path, tmp_
     assert content["summary"].keys() == content["trivial_figures"].keys() == {"delta1", "abs_rel", "rmse_m"}
     assert content["summary"]["abs_rel"]["half_width"] > 0
     assert (tmp_path / "evaluation.md").read_text() == done.stdout
-    before, after = final_weights(base), final_weights(tmp_path / "seed-1")
-    assert all(torch.equal(after[name], before[name]) for name in after if name.startswith("model.encoder."))
+    average, after = read_tensors(open_store(base), newest, prefix="ema.encoder."), final_weights(tmp_path / "seed-1")
+    assert all(torch.equal(after[name.replace("ema.", "model.")], weight) for name, weight in average.items())
 
 
 def test_several_seeds_under_a_launcher_are_refused_before_anything_begins(tmp_path: Path) -> None:

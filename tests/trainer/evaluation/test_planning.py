@@ -141,9 +141,9 @@ def test_data_that_does_not_fit_is_refused(data: list[str], sentence: str, tmp_p
         plan_run("depth", VIDEO, "frozen", seed=0, out=str(tmp_path), data=data)
 
 
-def commit(run: Path, step: int) -> None:
+def commit(run: Path, step: int, kinds: tuple[str, ...] = ("model",)) -> None:
     """A checkpoint, of next to nothing."""
-    state = {"model.encoder.weight": boxes_of(torch.zeros(2))}
+    state = {f"{kind}.encoder.weight": boxes_of(torch.zeros(2)) for kind in kinds}
     save_now(CheckpointManager(open_store(str(run), STORE), CheckpointConfig()), step, state)
 
 
@@ -157,6 +157,18 @@ def test_of_a_run_that_goes_on_the_newest_checkpoint_is_judged_and_named(run: Pa
     assert [Path(uri).parent for uri in (first.uri, then.uri)] == [run / "checkpoints"] * 2
     assert first.uri != then.uri and Path(then.uri).is_dir()
     assert choose_encoder(first.uri, STORE) == choose_encoder(f"{first.uri}/", STORE) == first
+
+
+def test_the_moving_average_is_judged_where_there_is_one_as_it_is_exported(run: Path, tmp_path: Path) -> None:
+    commit(run, 4, ("model", "ema"))
+    average, last = choose_encoder(str(run), STORE), choose_encoder(str(run), STORE, weights="model")
+    assert (average.name, last.name) == ("base-step-4-ema", "base-step-4")
+    for chosen, weights in ((average, "ema"), (last, "model")):
+        planned = plan_run("depth", chosen, "frozen", seed=0, out=str(tmp_path / "depth"), data=["root=city"])
+        assert planned.warm_start and planned.warm_start.weights == weights
+    commit(run, 6)
+    with pytest.raises(CheckpointError, match=r"weights ema were asked of .*; ask for weights model"):
+        choose_encoder(str(run), STORE, weights="ema")
 
 
 def test_a_place_that_holds_another_training_is_refused_once_it_has_a_checkpoint(tmp_path: Path) -> None:

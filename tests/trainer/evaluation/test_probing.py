@@ -21,9 +21,11 @@ import torch
 from tests.monitoring.test_exporter import fetch
 from tests.runs import ROOT, Runner
 from tests.s3_server import S3Server, upload
-from tests.trainer.test_parity import final_weights
+from tests.trainer.checkpoint.toy import save_now
+from trainer.checkpoint.boxes import boxes_of
 from trainer.checkpoint.catalog import find_saves
-from trainer.checkpoint.manager import find_one, read_tensors
+from trainer.checkpoint.manager import CheckpointManager, find_one, read_tensors
+from trainer.config.training import CheckpointConfig
 from trainer.errors import ConfigError, DataError, DivergedError, OdonataError
 from trainer.evaluation import probing
 from trainer.evaluation.probing import Probes, copy_weights, find_due, follow_run, planned_probes, serve
@@ -129,14 +131,29 @@ def test_a_run_in_s3_is_probed_as_the_same_one_in_a_folder(
     assert [(probe.step, probe.figures) for probe in in_s3] == [(probe.step, probe.figures) for probe in in_folder]
 
 
-def test_what_is_copied_is_the_encoder_of_that_checkpoint_and_the_decoder(run: Path, plan: Callable[..., Probes]) -> None:
+def test_what_is_copied_is_the_decoder_and_the_average_of_the_encoder_as_export_takes_them(
+    run: Path, plan: Callable[..., Probes]
+) -> None:
     probes = plan(run)
     newest = find_saves(probes.store)[0][0]
     assert copy_weights(probes, newest) is None
     copied = open_store(probes.weights)
-    tensors, trained = read_tensors(copied, find_one(copied)), final_weights(run)
+    tensors, trained = (read_tensors(store, find_one(store)) for store in (copied, probes.store))
     assert {name.split(".")[1] for name in tensors} == {"encoder", "objectives"}
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in tensors.items())
+    averages = {name: trained[name.replace("model.encoder.", "ema.encoder.")] for name in tensors}
+    assert all(torch.equal(tensor, averages[name]) for name, tensor in tensors.items())
+
+
+def test_what_is_copied_of_a_run_without_averages_are_its_weights(
+    trained: Path, tmp_path: Path, plan: Callable[..., Probes]
+) -> None:
+    store = open_store(tmp_path / "plain")
+    store.put("config.yaml", (trained / "config.yaml").read_bytes())
+    save_now(CheckpointManager(store, CheckpointConfig()), 10, {"model.encoder.weight": boxes_of(torch.ones(2))})
+    probes = plan(tmp_path / "plain")
+    assert copy_weights(probes, find_saves(probes.store)[0][0]) is None
+    copied = open_store(probes.weights)
+    assert torch.equal(read_tensors(copied, find_one(copied))["model.encoder.weight"], torch.ones(2))
 
 
 class Sweeping:

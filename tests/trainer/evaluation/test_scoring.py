@@ -1,5 +1,6 @@
 """Scoring: each task learns what it is shown beyond its trivial answer, held-out clips are always the same ones."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,11 @@ import torch
 
 from models.config import EncoderConfig
 from models.pretraining import PretrainingModel, build_model
+from trainer.config.data import NuscenesData
 from trainer.config.run import RunConfig
+from trainer.data.build import build_source
+from trainer.data.mixed_source import MixedSource
+from trainer.errors import DataError
 from trainer.evaluation.planning import ChosenEncoder, plan_run
 from trainer.evaluation.protocol import PROTOCOLS, TaskName
 from trainer.evaluation.scoring import find_trivial_answer, read_clips, score_model, truth_of
@@ -79,6 +84,29 @@ def test_figures_are_of_as_many_held_out_clips_as_asked_for_and_the_same_each_ti
     truth = np.concatenate(truths)
     scores = PROTOCOLS["pose"].scores
     assert first.trivial == scores.figures(scores.measure(np.broadcast_to(constant, truth.shape), truth))
+
+
+def test_of_data_sets_of_any_weights_every_held_out_clip_is_scored_once(
+    loose: NuscenesData, packed_folder: Path, packed_again: Path, tmp_path: Path
+) -> None:
+    mixed = f"datasets=[{{uri: {packed_folder}, weight: 5}}, {{uri: {packed_again}}}]"
+    data = ["kind=shards", mixed, f"index_folder={loose.index_folder}", "cameras=[CAM_FRONT]", "workers=0"]
+    config = plan_run("depth", TINY, "frozen", seed=0, out=str(tmp_path), data=data)
+    scored = [clip for batch, count in read_clips(config, "val", 10_000) for clip in batch.clips[:count]]
+    both = build_source(config.data, "val", frozenset({"images"}), augment=False)
+    assert isinstance(both, MixedSource)
+    assert sorted(scored) == sorted(both.name(index) for index in range(len(both)))
+
+
+def test_too_many_held_out_clips_that_cannot_be_read_are_no_result(city: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(city, tmp_path / "city")
+    for image in sorted(damaged.glob("s*/CAM_FRONT/*.jpg"))[::3]:
+        image.write_bytes(image.read_bytes()[:200])
+    config = plan("flow", damaged, tmp_path / "run")
+    with pytest.raises(DataError, match=r"clips of the val split were to be scored and \d+ could not be read; .* allows 1\.0%"):
+        list(read_clips(config, "val", 40))
+    lenient = config.model_copy(update={"data": config.data.model_copy(update={"max_replaced_share": 1.0})})
+    assert sum(count for _, count in read_clips(lenient, "val", 8)) == 8
 
 
 def test_another_seed_is_scored_on_the_same_clips(city: Path, tmp_path: Path) -> None:

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from models.pretraining import build_preparations
 from odonata.door import app
 from tests.runs import Finished, Runner
 from tests.s3_server import S3Server, upload
 from tests.trainer.test_card import EVALUATION, probe
 from tests.trainer.test_objectives_together import OBJECTIVES, TOGETHER
-from trainer.checkpoint.tools import Place
+from trainer.checkpoint.tools import Place, read_run_config
 from trainer.errors import CheckpointError, ConfigError
 from trainer.observe.probes import write_probe
 from trainer.store.open import open_store
-from trainer.view.clip import write_clip_page
+from trainer.view import clip
+from trainer.view.clip import open_surround, write_clip_page
 from trainer.view.page import write_page
 
 HOSTILE = "</svg><script>alert('$x_{')</script>\"&"
@@ -152,11 +154,30 @@ def test_probes_stand_beside_the_loss_each_with_the_trivial_answer(copied: Path,
 
 
 def test_a_clip_of_the_run_is_shown_with_what_each_objective_draws_for_it(finished: Finished) -> None:
-    text = write_clip_page("0", run=open_store(finished.folder))
+    text = write_clip_page("5", run=open_store(finished.folder))
     page = Page(text)
     objectives = [f"Objective: {kind}" for kind in sorted(KINDS)]
     assert sorted(word for word in page.words["h2"] if word.startswith("Objective")) == objectives
     assert len(re.findall(r"data:image/png;base64,iVBORw0KGgo", text)) == len(KINDS)
+
+
+def test_each_objective_of_a_run_draws_the_clip_that_was_asked_for_or_says_that_it_has_none(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(finished.folder)
+    config = read_run_config(store)
+    assert config is not None
+    config = config.model_copy(update={"data": config.data.model_copy(update={"train_split": "all"})})
+    source = open_surround(config.data)
+    wanted = " ".join(source.name(5).split()[:2])
+    preparations = build_preparations(config.objectives, config.token_grid, config.encoder, cameras=config.cameras)
+    for kind, preparation in preparations.items():
+        batch = clip.read_clip(config, kind, preparation, wanted)
+        assert batch is not None and batch.clips[0].startswith(f"{wanted} ")
+        assert clip.read_clip(config, kind, preparation, wanted[:-1]) is None
+    monkeypatch.setattr(clip, "read_clip", lambda *arguments: None)
+    page = Page(write_clip_page("5", run=store))
+    assert page.words["p"].count("None of its samples begins with this clip.") == len(KINDS)
 
 
 def test_a_run_on_s3_has_the_page_that_it_has_in_a_folder(copied: Path, s3_server: S3Server, s3_owner: None) -> None:
