@@ -31,7 +31,7 @@ from models.polylines import LINE_CLASSES, resample_line
 CLASSES = len(LINE_CLASSES)
 _CLASS_COLOURS = ((0.90, 0.47, 0.08), (0.12, 0.35, 0.86), (0.08, 0.59, 0.24))
 _TRUE_LINES = 128
-"""Lines of an instant that are scored, however many a head can find; nuScenes has about twenty."""
+"""Lines of an instant that are scored, however many a head can find; synthetic streets have 20 at most."""
 _SHOWN = 0.3
 """Lines that are thought less likely are not drawn."""
 _FOCUS, _BALANCE = 2.0, 0.25

@@ -58,6 +58,8 @@ def choose_encoder(
     Without `weights` what `odonata export` takes as well: the moving average, if there is one.
     """
     if encoder == SCRATCH:
+        if weights:
+            raise ConfigError(f"--encoder scratch has weights of no checkpoint, and --weights {weights} was given; leave it out")
         return _choose_fresh(store, like=like, size=size, patch_px=patch_px)
     if like or size or patch_px:
         raise ConfigError(

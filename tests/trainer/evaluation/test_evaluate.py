@@ -11,12 +11,14 @@ import torch
 
 from models.pretraining import build_model
 from tests.runs import ROOT, Finished, Runner
+from tests.trainer.evaluation.test_detection import devkit_figures
 from tests.trainer.test_parity import assert_same_run, final_weights
 from trainer.checkpoint.manager import read_tensors
 from trainer.checkpoint.tools import choose_checkpoint, open_place
 from trainer.config.load import load_run_config
 from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError
+from trainer.evaluation.detection import RESULTS_FILE
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.planning import choose_encoder, plan_run
 from trainer.parallel.launch import read_launch
@@ -51,6 +53,29 @@ def test_an_evaluation_from_a_run_to_both_files(runner: Runner, city: Path, tmp_
     assert (tmp_path / "evaluation.md").read_text() == done.stdout
     average, after = read_tensors(open_store(base), newest, prefix="ema.encoder."), final_weights(tmp_path / "seed-1")
     assert all(torch.equal(after[name.replace("ema.", "model.")], weight) for name, weight in average.items())
+
+
+@pytest.mark.parametrize(
+    ("task", "small"),
+    [("depth", ["head_width=16"]), ("detection", ["lift.cell_m=2", "lift.channels=8", "lift.width=16", "lift.depth_bins=8"])],
+)
+def test_a_head_is_trained_and_scored_on_the_real_keyframe(
+    task: str, small: list[str], keyframe_dataroot: Path, tmp_path: Path
+) -> None:
+    data = [f"root={keyframe_dataroot}", "train_split=all", "val_split=all", "workers=0", f"index_folder={tmp_path / 'index'}"]
+    done = odonata(
+        "evaluate", task, "--encoder", "scratch", "--size", "nano", *(part for key in data for part in ("--data", key)),
+        "--steps", 2, "--out", tmp_path / "out", "global_batch=1", "observe.metrics_port=null", *(f"objectives.0.{key}" for key in small),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    (of_seed,) = content["seeds"]
+    assert content["clips"] == 1
+    if task == "depth":
+        assert 0 < of_seed["figures"]["delta1"] <= 1 and of_seed["figures"]["rmse_m"] > 0
+    else:
+        results = (tmp_path / "out" / "seed-0" / RESULTS_FILE).read_bytes()
+        assert devkit_figures(keyframe_dataroot, "mini_train", results, tmp_path) == pytest.approx(of_seed["figures"], abs=1e-5)
 
 
 def test_several_seeds_under_a_launcher_are_refused_before_anything_begins(tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ def test_data_that_does_not_fit_is_refused(data: list[str], sentence: str, tmp_p
         plan_run("depth", VIDEO, "frozen", seed=0, out=str(tmp_path), data=data)
 
 
+def test_a_fresh_encoder_has_no_weights_to_choose_from() -> None:
+    with pytest.raises(ConfigError, match="has weights of no checkpoint, and --weights ema was given; leave it out"):
+        choose_encoder("scratch", STORE, size="nano", weights="ema")
+
+
 def commit(run: Path, step: int, kinds: tuple[str, ...] = ("model",)) -> None:
     """A checkpoint, of next to nothing."""
     state = {f"{kind}.encoder.weight": boxes_of(torch.zeros(2)) for kind in kinds}
