@@ -41,15 +41,23 @@ def test_small_images_are_enlarged_by_a_whole_factor_and_stay_sharp() -> None:
 
 
 def test_large_images_are_reduced_to_a_width_that_fits_a_screen() -> None:
-    layout = lay_out([(900, 1600)] * 4, clips=1, frames=1)
+    layout = lay_out(dict.fromkeys("abcd", (900, 1600)), clips=1, frames=1)
     assert sum(layout.widths) == pictures.MAX_WIDTH_PX
     assert layout.widths[0] / layout.row_height == pytest.approx(1600 / 900, rel=0.01)
 
 
 def test_columns_of_different_sizes_share_the_height_of_a_row() -> None:
-    layout = lay_out([(32, 48), (64, 64)], clips=1, frames=1)
+    layout = lay_out({"a": (32, 48), "b": (64, 64)}, clips=1, frames=1)
     assert layout.widths[0] / layout.row_height == pytest.approx(48 / 32)
     assert layout.widths[1] / layout.row_height == pytest.approx(1)
+
+
+def test_a_title_that_is_wider_than_its_images_is_not_cut() -> None:
+    wide, narrow = plain((0, 0, 0), height=32, width=256), plain((0, 0, 0), height=32, width=4)
+    short, long = (draw_sheet({"a": wide, title: narrow}, caption="") for title in ("b", "what is learnt of it, seen from above"))
+    assert long.width > short.width and short.height == long.height
+    right = np.asarray(long)[pictures.MARGIN_PX + pictures.LINE_PX : TOP, -pictures.MARGIN_PX :]
+    assert (right == 255).all(), "the title ends before the margin"
 
 
 def test_every_image_stands_in_its_column_and_row() -> None:
@@ -61,7 +69,7 @@ def test_every_image_stands_in_its_column_and_row() -> None:
             for frame in range(frames):
                 columns[title][clip, frame] = (place * 6 + clip * 2 + frame) / 12
     sheet = draw_sheet(columns, caption="")
-    layout = lay_out([(32, 48)] * 2, clips=clips, frames=frames)
+    layout = lay_out({"a": (32, 48), "b": (32, 48)}, clips=clips, frames=frames)
     for place in range(2):
         for clip in range(clips):
             for frame in range(frames):
@@ -80,7 +88,7 @@ def test_frames_are_spread_from_the_first_to_the_last() -> None:
 
 def test_a_column_with_one_frame_stands_beside_the_first() -> None:
     sheet = draw_sheet({"clip": plain((0, 0, 0), frames=2), "image": plain((0, 1, 0))}, caption="")
-    layout = lay_out([(32, 48)] * 2, clips=1, frames=2)
+    layout = lay_out({"a": (32, 48), "b": (32, 48)}, clips=1, frames=2)
     x = layout.left(1) + layout.widths[1] // 2
     assert sheet.getpixel((x, layout.top(0, 0) + layout.row_height // 2)) == (0, 255, 0)
     assert sheet.getpixel((x, layout.top(0, 1) + layout.row_height // 2)) == (255, 255, 255)
@@ -90,7 +98,7 @@ def test_pixels_out_of_range_are_clipped_and_those_not_finite_are_magenta() -> N
     image = plain((-1, 0.5, 2))
     image[0, 0, 1, 16:] = math.nan
     sheet = draw_sheet({"a": image}, caption="")
-    layout = lay_out([(32, 48)], clips=1, frames=1)
+    layout = lay_out({"a": (32, 48)}, clips=1, frames=1)
     x = layout.left(0) + layout.widths[0] // 2
     assert sheet.getpixel((x, layout.top(0, 0) + layout.row_height // 4)) == (0, 128, 255)
     assert sheet.getpixel((x, layout.top(0, 0) + layout.row_height * 3 // 4)) == (255, 0, 255)
@@ -99,7 +107,7 @@ def test_pixels_out_of_range_are_clipped_and_those_not_finite_are_magenta() -> N
 def test_each_column_has_a_title_and_each_row_a_label() -> None:
     columns = {"one": plain((1, 1, 1), clips=2, frames=2), "two": plain((1, 1, 1), clips=2, frames=2)}
     dark = np.asarray(draw_sheet(columns, caption="croco after step 1").convert("L")) < 128
-    layout = lay_out([(32, 48)] * 2, clips=2, frames=2)
+    layout = lay_out({"a": (32, 48), "b": (32, 48)}, clips=2, frames=2)
     assert dark[: pictures.MARGIN_PX + pictures.LINE_PX].any(), "no caption"
     for column in range(2):
         left = layout.left(column)

@@ -29,7 +29,7 @@ MAX_FRAMES = 2
 """Of each clip; frames lie a fraction of a second apart, and a sheet should fit a screen."""
 MIN_WIDTH_PX, MAX_WIDTH_PX = 900, 2000
 """Between these lies the width of the images of one row, unless a single factor cannot bring it there."""
-MARGIN_PX, FRAME_GAP_PX, CLIP_GAP_PX, LABEL_PX, LINE_PX = 16, 4, 20, 84, 26
+MARGIN_PX, FRAME_GAP_PX, CLIP_GAP_PX, LABEL_PX, LINE_PX, TITLE_PX = 16, 4, 20, 84, 26, 15
 
 _BACKGROUND, _INK, _FAINT, _BROKEN = (255, 255, 255), (25, 25, 25), (110, 110, 110), (255, 0, 255)
 
@@ -55,6 +55,9 @@ class Layout:
     """Where things lie on a sheet, all in pixels; images of all columns share the height of a row."""
 
     widths: tuple[int, ...]
+    """Of images."""
+    slots: tuple[int, ...]
+    """Of columns: a title may be wider than what stands below it."""
     row_height: int
     clips: int
     frames: int
@@ -63,14 +66,14 @@ class Layout:
     def size(self) -> tuple[int, int]:
         """Width and height of the sheet."""
         right, bottom = (
-            self.left(len(self.widths) - 1) + self.widths[-1],
+            self.left(len(self.slots) - 1) + self.slots[-1],
             self.top(self.clips - 1, self.frames - 1) + self.row_height,
         )
         return right + MARGIN_PX, bottom + MARGIN_PX
 
     def left(self, column: int) -> int:
         """Left edge of a column."""
-        return MARGIN_PX + LABEL_PX + sum(self.widths[:column]) + column * FRAME_GAP_PX
+        return MARGIN_PX + LABEL_PX + sum(self.slots[:column]) + column * FRAME_GAP_PX
 
     def top(self, clip: int, row: int) -> int:
         """Top edge of the row `row` of clip `clip`; above the first are caption and titles."""
@@ -82,7 +85,7 @@ def draw_sheet(columns: Mapping[str, np.ndarray], *, caption: str) -> Image.Imag
     """One contact sheet of images B T 3 H W by title; a column with T = 1 is shown beside the first frame."""
     clips, frames = (max(images.shape[axis] for images in columns.values()) for axis in (0, 1))
     rows = spread_frames(frames)
-    layout = lay_out([images.shape[-2:] for images in columns.values()], clips=clips, frames=len(rows))
+    layout = lay_out({title: images.shape[-2:] for title, images in columns.items()}, clips=clips, frames=len(rows))
     sheet = Image.new("RGB", layout.size, _BACKGROUND)
     _write_words(sheet, layout, list(columns), rows, caption=f"{caption}: {_explain(clips, frames, len(rows))}")
     for column, images in enumerate(columns.values()):
@@ -99,14 +102,15 @@ def spread_frames(frames: int) -> list[int]:
     return sorted({int(place) for place in np.linspace(0, frames - 1, min(frames, MAX_FRAMES)).round()})
 
 
-def lay_out(sizes: list[tuple[int, ...]], *, clips: int, frames: int) -> Layout:
-    """The layout for columns of images H W `sizes`, enlarged or reduced so that a row is a good width."""
-    height = max(height for height, _ in sizes)
-    width = sum(width * height / own_height for own_height, width in sizes)
+def lay_out(sizes: Mapping[str, tuple[int, ...]], *, clips: int, frames: int) -> Layout:
+    """The layout for images of H W `sizes` by title, enlarged or reduced so that a row is a good width."""
+    height = max(height for height, _ in sizes.values())
+    width = sum(width * height / own_height for own_height, width in sizes.values())
     factor = ceil(MIN_WIDTH_PX / width) if width < MIN_WIDTH_PX else min(1.0, MAX_WIDTH_PX / width)
     row_height = max(1, round(height * factor))
-    widths = tuple(max(1, round(width * row_height / own_height)) for own_height, width in sizes)
-    return Layout(widths, row_height, clips, frames)
+    widths = tuple(max(1, round(width * row_height / own_height)) for own_height, width in sizes.values())
+    slots = tuple(max(width, ceil(_font(TITLE_PX).getlength(title))) for title, width in zip(sizes, widths, strict=True))
+    return Layout(widths, slots, row_height, clips, frames)
 
 
 def _to_image(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
@@ -123,7 +127,7 @@ def _write_words(sheet: Image.Image, layout: Layout, titles: list[str], rows: li
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN_PX, MARGIN_PX), caption, fill=_INK, font=_font(16))
     for column, title in enumerate(titles):
-        draw.text((layout.left(column), MARGIN_PX + LINE_PX + 4), title, fill=_INK, font=_font(15))
+        draw.text((layout.left(column), MARGIN_PX + LINE_PX + 4), title, fill=_INK, font=_font(TITLE_PX))
     for clip in range(layout.clips):
         for row, frame in enumerate(rows):
             top = layout.top(clip, row)
