@@ -275,12 +275,11 @@ def check_health(run: Run, report: StepReport) -> None:
             f"loss or gradient was not finite for {limit} steps in a row, up to step {report.step}; the clips are named in "
             f"{run.store.uri}/incidents; lower optim.lr, set optim.clip_grad_norm, or look at those clips"
         )
-    clips = report.step * run.config.global_batch
-    share, allowed = run.progress.replaced_clips / clips, run.config.data.max_replaced_share
-    if run.progress.replaced_clips > max(1, allowed * clips):  # one broken clip in the first steps is no catastrophe
+    replaced, clips, data = run.progress.replaced_clips, report.step * run.config.global_batch, run.config.data
+    if not data.tolerates(replaced, clips):
         raise DataError(
-            f"{run.progress.replaced_clips} clips, {share:.1%} of those up to step {report.step}, could not be read and were "
-            f"replaced; data.max_replaced_share allows {allowed:.1%}: mend the data (the log names the clips) or raise it"
+            f"{replaced} clips, {replaced / clips:.1%} of those up to step {report.step}, could not be read and were replaced; "
+            f"data.max_replaced_share allows {data.max_replaced_share:.1%}: mend the data (the log names the clips) or raise it"
         )
 
 

@@ -99,6 +99,10 @@ class DataSection(Section):
     max_replaced_share: float = Field(0.01, ge=0, le=1)
     """The run stops when more than this share of its clips had to be replaced because they could not be read."""
 
+    def tolerates(self, replaced: int, clips: int) -> bool:
+        """Whether so many of `clips` may be replaced; one always may, or a single broken clip among the first would be a catastrophe."""
+        return replaced <= max(1, self.max_replaced_share * clips)
+
 
 class DrivesData(DataSection):
     """What recorded drives share, wherever they lie."""

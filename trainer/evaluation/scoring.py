@@ -111,15 +111,15 @@ def read_clips(config: RunConfig, split: Split, clips: int) -> Iterator[tuple[Ba
         reads_in_flight=config.data.reads_in_flight,
         timeout_s=config.data.timeout_s,
     )
-    replaced, allowed = 0, config.data.max_replaced_share
+    replaced = 0
     for place, batch in enumerate(batches):
         for reason in batch.replaced:
             log.warning("scored another clip in place of one that could not be read: %s", reason)
         replaced += len(batch.replaced)
-        if replaced > max(1, allowed * clips):  # as in training, one broken clip is no catastrophe
+        if not config.data.tolerates(replaced, clips):
             raise DataError(
                 f"{clips} clips of the {split} split were to be scored and {replaced} could not be read; data.max_replaced_share allows "
-                f"{allowed:.1%}: mend the data (the log names the clips) or raise it"
+                f"{config.data.max_replaced_share:.1%}: mend the data (the log names the clips) or raise it"
             )
         yield batch, min(size, clips - place * size)
 
