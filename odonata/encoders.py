@@ -91,7 +91,9 @@ def export_encoder(
     frames: Annotated[
         int | None, typer.Option(help="For torch-export and onnx: frames of a clip, 1 for images; the run's by default.", min=1)
     ] = None,
-    cameras: Annotated[int, typer.Option(help="For torch-export and onnx: cameras that attend to each other.", min=1)] = 1,
+    cameras: Annotated[
+        int | None, typer.Option(help="For torch-export and onnx: cameras that attend to each other; one by default.", min=1)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over what --out names.")] = False,
 ) -> None:
     """Write the encoder of a checkpoint to a file that loads without this package.

@@ -61,7 +61,8 @@ _ENDINGS: dict[Layout, str] = {
     "hf": "-hf",
     "croco": "-croco.pth",
 }
-_DESCRIBED: tuple[Layout, ...] = ("safetensors", "torch-export", "onnx")
+_PROGRAMS: tuple[Layout, ...] = ("torch-export", "onnx")
+_DESCRIBED: tuple[Layout, ...] = ("safetensors", *_PROGRAMS)
 _CROCO_ROOT = "model.objectives.croco."  # averages are kept of the encoder alone
 _PATCH_14 = ("huge", "giant", "gigantic")  # sizes that timm has under patch14 only; patch_size is given beside the name
 _NAMED = 5
@@ -138,12 +139,12 @@ def export_encoder(
     *,
     overwrite: bool = False,
     frames: int | None = None,
-    cameras: int = 1,
+    cameras: int | None = None,
 ) -> str:
     """Write the file, or for hf the folder, `out`; the answer is the Python that loads it.
 
-    `frames` and `cameras` are those of the clips that torch-export and onnx take; frames are the run's by default. ConfigError where
-    `out` is there and is not to be overwritten, or clips make no tubelets; an existing folder keeps its other files.
+    `frames` and `cameras` are those of the clips that torch-export and onnx take: the run's frames and one camera by default. ConfigError
+    where `out` is there and is not to be overwritten, or clips make no tubelets; an existing folder keeps its other files.
     """
     out = out.absolute()
     described = out.with_suffix(".json") if planned.layout in _DESCRIBED else out
@@ -157,8 +158,7 @@ def export_encoder(
     }
     contents = _WRITERS[planned.layout](_Material(planned, tensors, clip, out.name))
     if planned.layout in _DESCRIBED:
-        traced = None if planned.layout == "safetensors" else clip
-        contents[described.name] = json.dumps(describe_export(planned, traced), indent=2).encode() + b"\n"
+        contents[described.name] = json.dumps(describe_export(planned, clip), indent=2).encode() + b"\n"
     folder = open_store(out.parent)
     for name, content in contents.items():
         folder.put(name, content)
@@ -190,15 +190,23 @@ def describe_export(planned: Export, clip: ClipShape | None = None) -> dict[str,
     return described | ({"clip": clip} if clip else {})
 
 
-def _choose_clip(planned: Export, frames: int | None, cameras: int) -> ClipShape:
+def _choose_clip(planned: Export, frames: int | None, cameras: int | None) -> ClipShape | None:
+    """The clips that a program is for; none of a file of weights."""
     encoder, grid = planned.encoder, planned.grid
+    if planned.layout not in _PROGRAMS:
+        if frames or cameras:
+            raise ConfigError(
+                f"--frames and --cameras say what clips a program is for, and {planned.layout} is none; "
+                f"leave them out, or use --format {' or '.join(_PROGRAMS)}"
+            )
+        return None
     T = frames or planned.config.data.clip.frames
     if T > 1 and T % encoder.tubelet_frames:
         raise ConfigError(
             f"an encoder of clips of {T} frames was asked for and a token spans {encoder.tubelet_frames}; "
             f"give --frames a multiple of it, or 1 for images"
         )
-    return T, cameras, 3, grid.h * encoder.patch_px, grid.w * encoder.patch_px
+    return T, cameras or 1, 3, grid.h * encoder.patch_px, grid.w * encoder.patch_px
 
 
 @dataclass(frozen=True)
@@ -208,7 +216,8 @@ class _Material:
     planned: Export
     tensors: Mapping[str, Tensor]
     """By their names in the checkpoint."""
-    clip: ClipShape
+    clip: ClipShape | None
+    """Of a program."""
     name: str
     """Of the file or folder."""
 
@@ -248,6 +257,7 @@ def _write_croco(material: _Material) -> dict[str, bytes]:
 
 def _write_graph(material: _Material) -> dict[str, bytes]:
     """The program, and for ONNX of a large encoder the file that it names for its weights."""
+    assert material.clip, "a program is one for clips"
     encoder = build_encoder(material.planned.encoder, material.planned.grid)
     encoder.load_state_dict(material.encoder)
     write = write_onnx if material.planned.layout == "onnx" else write_torch_export

@@ -158,8 +158,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-clips = load_file("clips.safetensors")["clips"]
-found = {"safetensors": encode(*read("encoder.safetensors"), clips)}
+clips, weights = load_file("clips.safetensors")["clips"], read("encoder.safetensors")
+found = {"safetensors": encode(*weights, clips), "of another size": encode(*weights, clips[..., :16, :40])}
 found["torch-export"] = torch.export.load("encoder.pt2").module()(clips)
 if Path("encoder.onnx").exists():
     import onnxruntime
@@ -176,9 +176,10 @@ save_file({name: tokens.detach().contiguous() for name, tokens in found.items()}
     [
         ({"positions": "rope", "registers": 2}, None, 1, {"torch-export": "encoder.pt2", "onnx": "encoder.onnx"}),
         ({"positions": "learned"}, None, 2, {"torch-export": "encoder.pt2"}),
+        ({"positions": "learned"}, 1, 1, {"torch-export": "encoder.pt2"}),
         ({"positions": "sincos"}, 1, 2, {"torch-export": "encoder.pt2"}),
     ],
-    ids=["rotary with registers", "learned, two cameras", "sin-cos, an image"],
+    ids=["rotary with registers", "learned, two cameras", "learned, an image", "sin-cos, an image"],
 )
 def test_weights_and_programs_give_our_features_in_a_process_without_this_package(
     settings: dict[str, Any], frames: int | None, cameras: int, programs: dict[Layout, str], tmp_path: Path
@@ -186,15 +187,17 @@ def test_weights_and_programs_give_our_features_in_a_process_without_this_packag
     run = make_run(tmp_path / "video", **settings)
     export(run.place, tmp_path / "encoder.safetensors")
     for layout, name in programs.items():
-        planned = plan_export(run.place, layout=layout)
-        export_encoder(planned, tmp_path / name, ignore, overwrite=True, frames=frames, cameras=cameras)
+        export_encoder(
+            plan_export(run.place, layout=layout), tmp_path / name, ignore, overwrite=True, frames=frames, cameras=cameras
+        )
     clips = torch.randn(3, frames or 4, cameras, 3, 32, 48)  # the batch is not the one that was traced
     save_file({"clips": clips}, tmp_path / "clips.safetensors")
     (forward,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
     run_alone(forward + READ_ALONE, tmp_path)
     with torch.no_grad():
-        (expected,) = run.average([ClipGroup(clips)])
+        expected, of_another_size = (run.average([ClipGroup(images)])[0] for images in (clips, clips[..., :16, :40]))
     found = load_file(tmp_path / "found.safetensors")
+    torch.testing.assert_close(found.pop("of another size"), of_another_size, atol=1e-5, rtol=1e-5)
     assert found.keys() == {"safetensors", *programs}
     for tokens in found.values():
         torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
@@ -209,6 +212,16 @@ def test_a_program_says_what_clips_it_takes(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"of 3 frames was asked for and a token spans 2; give --frames a multiple"):
         export_encoder(planned, tmp_path / "odd.pt2", ignore, frames=3)
     assert not (tmp_path / "odd.pt2").exists()
+
+
+@pytest.mark.parametrize("clip", [{"frames": 1}, {"cameras": 2}])
+@pytest.mark.parametrize("layout", ["safetensors", "timm"])
+def test_what_clips_a_program_is_for_is_not_asked_of_weights(
+    layout: Layout, clip: dict[str, int], run: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=f"and {layout} is none; leave them out, or use --format torch-export or onnx"):
+        export_encoder(plan_export(run.place, layout=layout), tmp_path / "weights", ignore, **clip)
+    assert not (tmp_path / "weights").exists()
 
 
 def test_without_onnxs_packages_an_onnx_file_is_refused_with_the_extra_that_brings_them(
