@@ -133,7 +133,7 @@ def import_weights(
         ),
     ] = "imagenet",
 ) -> None:
-    """Take published weights in: CroCo, timm, DINOv2, MAE, VideoMAE, ViTs of transformers; for warm_start, evaluate and export."""
+    """Take weights in for warm_start, evaluate and export: CroCo, timm, DINOv2, MAE, VideoMAE, transformers, or our own exports."""
     from trainer.config.load import load_run_config
     from trainer.importing import import_weights as take_in
     from trainer.observe.logs import configure_logging

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import logging
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,8 +32,9 @@ from torch import Tensor
 
 from models.config import EncoderConfig, Grid
 from models.encoder import ClipGroup, build_encoder
+from models.layouts.own import Exported
 from models.layouts.plain import FittedEncoder, Pixels, fit_encoder
-from models.layouts.published import read_published, recognise
+from models.layouts.published import Published, read_published, recognise
 from models.official_croco import load_official_weights
 from models.pretraining import build_model
 from trainer.checkpoint.manager import save_weights
@@ -48,7 +50,7 @@ IMPORT = "import.json"
 Parts = Literal["encoder", "model"]
 
 _WRAPPERS = ("model", "state_dict", "module")
-_LAYOUTS = "CroCo, timm, DINOv2, MAE, VideoMAE, or a ViT of transformers"
+_LAYOUTS = "CroCo, timm, DINOv2, MAE, VideoMAE, a ViT of transformers, or an encoder of `odonata export`"
 _HASHED_BYTES = 16 * 2**20
 
 
@@ -58,8 +60,8 @@ class WeightsFile:
 
     path: Path
     tensors: Mapping[str, Tensor]
-    grid: Grid | None
-    """Places of its positions, where the file says so: one that `odonata export` has written."""
+    exported: Exported | None
+    """What it says of itself, if `odonata export` has written it."""
 
 
 def import_weights(path: Path, config: RunConfig, *, parts: Parts = "encoder", pixels: Pixels = "imagenet") -> list[str]:
@@ -80,9 +82,9 @@ def import_weights(path: Path, config: RunConfig, *, parts: Parts = "encoder", p
         )
     try:
         if parts == "model":
-            state, changes = _take_model(file, config)
+            state, changes = _take_model(file, layout, config)
         else:
-            vit = read_published(file.tensors, layout, config.token_grid, table_grid=file.grid, pixels=pixels)
+            vit = read_published(file.tensors, layout, config.token_grid, exported=file.exported, pixels=pixels)
             fitted = fit_encoder(vit, config.encoder, config.token_grid)
             state, changes = _take_encoder(fitted, config.encoder, config.token_grid)
     except ValueError as error:
@@ -95,32 +97,53 @@ def read_weights(path: Path) -> WeightsFile:
     """The tensors of a safetensors file or of a pickle that holds nothing else of note; CheckpointError where it is neither."""
     if not path.is_file():
         raise CheckpointError(f"{path} was to be imported and is not a file; give one of weights, .safetensors or .pth")
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         return _read_safetensors(path)
     try:
         # The configuration that CroCo's own pre-training saves beside its weights; it holds plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError, struct.error) as error:
-        reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"{path} was to be imported and cannot be read as tensors and plain values alone ({reason}); "
-            "save it as safetensors where you trust it"
+            f"{path} was to be imported and cannot be read as tensors and plain values alone ({_why_unreadable(error)}); "
+            "give weights as safetensors or as torch.save writes them; what you trust you can save as safetensors"
         ) from error
     return WeightsFile(path, _find_tensors(path, content), None)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its name, or by the JSON that begins after the eight bytes of its length."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _why_unreadable(error: Exception) -> str:
+    """In our words where torch's are about itself: they advise to trust the file."""
+    if found := re.search(r"GLOBAL (\S+) was not", str(error)):
+        return f"it needs {found[1]}"
+    if isinstance(error, UnpicklingError):
+        return "it holds something else"
+    return str(error).partition("\n")[0] or "it is empty"
 
 
 def _read_safetensors(path: Path) -> WeightsFile:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            grid = (file.metadata() or {}).get("grid")
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} was to be imported and is no whole safetensors file ({error}); fetch it again") from error
-    if grid is None:
-        return WeightsFile(path, tensors, None)
-    sizes: dict[str, int] = json.loads(grid)
-    return WeightsFile(path, tensors, Grid(1, 1, sizes["h"], sizes["w"]))
+    return WeightsFile(path, tensors, _read_exported(path, metadata) if "odonata_version" in metadata else None)
+
+
+def _read_exported(path: Path, metadata: Mapping[str, str]) -> Exported:
+    try:
+        return Exported(EncoderConfig.model_validate_json(metadata["encoder"]), Grid(**json.loads(metadata["grid"])))
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} was to be imported, says that odonata {metadata['odonata_version']} wrote it, and of its encoder what is not known "
+            f"here ({str(error).partition(chr(10))[0]}); import it with that version, or export it again"
+        ) from error
 
 
 def _find_tensors(path: Path, content: Any) -> dict[str, Tensor]:
@@ -146,13 +169,14 @@ def _take_encoder(fitted: FittedEncoder, config: EncoderConfig, grid: Grid) -> t
     wrong = sorted(name for name, tensor in fitted.weights.items() if expected.get(name) != tensor.shape)
     if wrong or len(expected) != len(fitted.weights):
         raise ValueError(f"shapes are not those of the run's encoder: {', '.join(wrong[:5])}")
-    if config.positions == "rope" and config.knows_time(grid):
+    if config.positions == "rope" and config.knows_time(grid) != fitted.turned_by_time:
+        part = "no part of a head" if fitted.turned_by_time else "a part of every head"
         change = _measure_change(fitted, config, grid)
-        changes.append(f"a part of every head turns by time: features of a still image move by {change:.0%} of their deviation")
+        changes.append(f"{part} turns by time: features of a still image move by {change:.0%} of their deviation")
     return {f"encoder.{name}": tensor for name, tensor in fitted.weights.items()}, changes
 
 
-def _take_model(file: WeightsFile, config: RunConfig) -> tuple[dict[str, Tensor], list[str]]:
+def _take_model(file: WeightsFile, layout: Published, config: RunConfig) -> tuple[dict[str, Tensor], list[str]]:
     """CroCo's whole model, which must be that of the run to the last shape."""
     if [objective.kind for objective in config.objectives] != ["croco"]:
         raise ValueError("the run has other objectives than CroCo alone; take --parts encoder")
@@ -160,6 +184,8 @@ def _take_model(file: WeightsFile, config: RunConfig) -> tuple[dict[str, Tensor]
         raise ValueError(
             "CroCo's model is of images, without registers and learned positions, the run's is not; take --parts encoder"
         )
+    if layout != "croco":
+        raise ValueError("it holds no decoder of CroCo; take --parts encoder")
     model = build_model(config.encoder, config.objectives, config.token_grid)
     load_official_weights(model, file.tensors)
     return model.state_dict(), []
@@ -167,17 +193,17 @@ def _take_model(file: WeightsFile, config: RunConfig) -> tuple[dict[str, Tensor]
 
 @torch.no_grad()
 def _measure_change(fitted: FittedEncoder, config: EncoderConfig, grid: Grid) -> float:
-    """How far features of noise move, of their deviation, because positions know time: root mean squares."""
+    """How far features of noise move, of their deviation, because positions know time, or no longer do: root mean squares."""
     image = torch.randn(
         1, 1, 1, 3, grid.h * config.patch_px, grid.w * config.patch_px, generator=torch.Generator().manual_seed(0)
     )
     features = []
-    for has_time in (False, True):
+    for has_time in (fitted.turned_by_time, config.knows_time(grid)):
         encoder = build_encoder(config.model_copy(update={"has_time": has_time}), grid).eval()
         encoder.load_state_dict(fitted.weights)
         features.append(encoder([ClipGroup(image)])[0])
-    published, ours = features
-    return float((ours - published).square().mean().sqrt() / published.std())
+    before, after = features
+    return float((after - before).square().mean().sqrt() / before.std())
 
 
 def _save(config: RunConfig, weights: Mapping[str, Tensor], origin: Mapping[str, Any]) -> None:

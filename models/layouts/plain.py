@@ -46,6 +46,8 @@ class PlainVit:
     registers: Float[Tensor, "R C"] | None = None
     pixels: Pixels = "imagenet"
     """How images are normalised for it."""
+    turns_by_time: bool = False
+    """Whether a part of every head turns by time: rotary positions of video, which no published ViT has."""
     changes: Sequence[str] = field(default_factory=list)
     """What was done to the weights on the way here, for people."""
 
@@ -71,6 +73,8 @@ class FittedEncoder:
 
     weights: dict[str, Tensor]
     changes: list[str]
+    turned_by_time: bool
+    """As the ViT has it that it was made of."""
 
 
 def fit_encoder(vit: PlainVit, config: EncoderConfig, grid: Grid) -> FittedEncoder:
@@ -96,7 +100,8 @@ def fit_encoder(vit: PlainVit, config: EncoderConfig, grid: Grid) -> FittedEncod
         weights["table.weight"] = resample_table(vit.table, wanted).contiguous()
         if vit.table.shape[:3] != (wanted.t, wanted.h, wanted.w):
             changes.append(f"positions of {_say(vit.table.shape[:3])} resampled to {_say((wanted.t, wanted.h, wanted.w))}")
-    return FittedEncoder({name: tensor.float().contiguous() for name, tensor in weights.items()}, changes)
+    plain = {name: tensor.float().contiguous() for name, tensor in weights.items()}
+    return FittedEncoder(plain, changes, turned_by_time=vit.turns_by_time)
 
 
 def spread_kernel(kernel: Float[Tensor, "C 3 k p q"], frames: int) -> Float[Tensor, "C 3 n p q"]:

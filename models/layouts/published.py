@@ -2,6 +2,7 @@
 
 croco         enc_blocks.*                                      videomae       q_bias beside qkv, or encoder.blocks.*
 transformers  encoder.layer.*, with or without a model's name   timm           blocks.*; DINOv2's own files and MAE's too
+odonata       blocks.* and embed.*, from `odonata export`
 """
 
 from collections.abc import Callable, Mapping
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from models.config import Grid
 from models.layouts import croco, transformers, videomae
+from models.layouts.own import Exported, read_own
 from models.layouts.plain import Pixels, PlainVit
 from models.layouts.timm import read_timm
 
 _NAMED = 3
-Published = Literal["croco", "timm", "transformers", "videomae"]
+Published = Literal["croco", "timm", "transformers", "videomae", "odonata"]
 
 _TO_TIMM: dict[Published, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
     "croco": croco.to_timm,
@@ -27,6 +29,8 @@ _TO_TIMM: dict[Published, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] =
 
 def recognise(names: set[str]) -> Published | None:
     """The layout of weights of these names; none where it is no ViT that is known here."""
+    if "embed.weight" in names and any(name.startswith("blocks.") for name in names):
+        return "odonata"
     if not any(name.endswith(("patch_embed.proj.weight", "patch_embeddings.projection.weight")) for name in names):
         return None
     if any(name.startswith("enc_blocks.") for name in names):
@@ -43,10 +47,18 @@ def read_published(
     layout: Published,
     grid: Grid,
     *,
-    table_grid: Grid | None = None,
+    exported: Exported | None = None,
     pixels: Pixels = "imagenet",
 ) -> PlainVit:
-    """The ViT in `weights`, for a run of clips with `grid`; ValueError where its weights are not those of a plain ViT."""
+    """The ViT in `weights`, for a run of clips with `grid`; ValueError where its weights are not those of a plain ViT.
+
+    `exported` is what a file says that `odonata export` has written, in whatever layout.
+    """
+    if exported and pixels != "imagenet":
+        raise ValueError(f"it was written by `odonata export`, whose images are normalised as ImageNet's, not as {pixels}")
+    if layout == "odonata":
+        return read_own(weights, exported)
+    table_grid = exported.image_grid if exported else None
     timm = _TO_TIMM[layout](weights)
     if "patch_embed.proj.weight" not in timm:
         named = ", ".join(sorted(weights)[:_NAMED])

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import models.config
@@ -21,9 +22,9 @@ from models.official_croco import export_official
 from models.pretraining import build_model
 from tests.models.layouts.vits import SHAPE, random_timm, timm_features
 from tests.runs import SMALL_RUN
-from trainer.checkpoint.manager import load_into_model, read_tensors
+from trainer.checkpoint.manager import load_into_model, read_tensors, save_weights
 from trainer.checkpoint.tools import choose_checkpoint, open_place, read_run_config
-from trainer.config.load import parse_run_config
+from trainer.config.load import dump_run_config, parse_run_config
 from trainer.config.run import RunConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.export import export_encoder, plan_export
@@ -97,11 +98,99 @@ def test_what_is_imported_is_a_run_without_steps_that_can_be_exported(dinov2: di
     out = tmp_path / "timm.safetensors"
     export_encoder(plan_export(place, layout="timm"), out, lambda count: None)
     images = torch.randn(2, 3, 24, 24)
-    assert read_weights(out).grid == (1, 1, 3, 3)
+    assert read_weights(out).exported == (config.encoder, config.token_grid)
     torch.testing.assert_close(
         timm_features(read_weights(out).tensors, images), timm_features(dinov2, images), atol=1e-5, rtol=1e-5
     )
     import_weights(out, config_of(tmp_path / "again", **LEARNED))
+
+
+def exported_encoder(folder: Path, *, frames: int = 4, **encoder: Any) -> tuple[VideoEncoder, Path]:
+    """A random encoder, and the file that `odonata export` makes of it."""
+    config = config_of(folder / "before", frames=frames, **encoder)
+    built = build_encoder(config.encoder, config.token_grid)
+    store = open_store(config.run.uri)
+    save_weights(
+        store,
+        {f"encoder.{name}": tensor for name, tensor in built.state_dict().items()},
+        config.checkpoint,
+        step=3,
+        engine="test",
+    )
+    store.put("config.yaml", dump_run_config(config).encode())
+    export_encoder(
+        plan_export(open_place(config.run.uri), layout="safetensors"), folder / "encoder.safetensors", lambda count: None
+    )
+    return built.eval(), folder / "encoder.safetensors"
+
+
+def features_of(encoder: VideoEncoder, clips: Tensor) -> Tensor:
+    with torch.no_grad():
+        (tokens,) = encoder([ClipGroup(clips)])
+    return tokens
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learned", "rope"])
+def test_what_export_wrote_comes_in_again_as_it_was(positions: str, tmp_path: Path) -> None:
+    encoder, file = exported_encoder(tmp_path, positions=positions, registers=2)
+    config = config_of(tmp_path / "again", positions=positions, registers=2)
+    assert import_weights(file, config) == ["2 tokens without a place (class token, registers) kept as registers"]
+    clips = torch.randn(2, 4, 1, 3, 24, 24)
+    torch.testing.assert_close(features_of(load_encoder(config), clips), features_of(encoder, clips))
+
+
+@pytest.mark.parametrize(("positions", "moves"), [("sincos", False), ("rope", True)])
+def test_an_exported_encoder_of_video_becomes_one_of_images(positions: str, moves: bool, tmp_path: Path) -> None:
+    encoder, file = exported_encoder(tmp_path, positions=positions)
+    config = config_of(tmp_path / "images", frames=1, positions=positions, tubelet_frames=1)
+    changes = import_weights(file, config)
+    assert changes[0] == "kernel of 2 frames made one of 1"
+    images = torch.randn(2, 1, 1, 3, 24, 24)
+    before, after = features_of(encoder, images), features_of(load_encoder(config), images)
+    assert torch.allclose(after, before, atol=1e-5) != moves
+    if moves:
+        said = re.fullmatch(
+            r"no part of a head turns by time: features of a still image move by (\d+)% of their deviation", changes[1]
+        )
+        assert said and int(said[1]) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "sentence"),
+    [
+        ({"positions": "rope"}, {}, "its encoder is not that of the run, .*set encoder.positions=sincos"),
+        ({"positions": "sincos"}, {"pixels": "half"}, "written by `odonata export`, whose images are normalised as ImageNet's"),
+        ({"positions": "sincos"}, {"parts": "model"}, "it holds no decoder of CroCo; take --parts encoder"),
+    ],
+)
+def test_an_exported_encoder_is_not_taken_for_another(
+    settings: dict[str, Any], options: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    _, file = exported_encoder(tmp_path, positions="sincos", frames=1, tubelet_frames=1)
+    with pytest.raises(CheckpointError, match=sentence):
+        import_weights(file, config_of(tmp_path / "run", frames=1, tubelet_frames=1, **settings), **options)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ({}, "has our names and does not say which encoder it is"),
+        ({"encoder": '{"size": "enormous"}'}, "odonata [0-9.]+ wrote it, and of its encoder what is not known here"),
+        ({"grid": "{}"}, "odonata [0-9.]+ wrote it, and of its encoder what is not known here"),
+        ({"encoder": '{"size": "tiny", "patch_px": 8, "registers": 1}'}, "registers is missing, or too much"),
+    ],
+    ids=["no metadata", "a size of another version", "no grid", "another encoder"],
+)
+def test_an_exported_encoder_that_does_not_say_what_it_is_is_refused(
+    metadata: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    _, file = exported_encoder(tmp_path, positions="sincos")
+    with safe_open(file, "pt") as opened:
+        said = opened.metadata() | metadata if metadata else None
+    save_file(load_file(file), file, said)
+    with pytest.raises(CheckpointError, match=sentence):
+        import_weights(file, config_of(tmp_path / "run", positions="sincos"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(params=["cosine", "rope"])
@@ -177,7 +266,7 @@ def test_pixels_of_another_kind_are_taken_in(tmp_path: Path) -> None:
         ({}, "not weights by name"),
         (
             {"model": torch.nn.Linear(1, 1)},
-            "cannot be read as tensors and plain values alone .*save it as safetensors where you trust",
+            "cannot be read as tensors and plain values alone .it needs torch.nn.modules.linear.Linear.; give weights as safetensors",
         ),
     ],
     ids=["ResNet", "no weights", "a list", "empty", "a module"],
@@ -202,8 +291,16 @@ def test_what_is_no_whole_file_is_refused(name: str, dinov2: dict[str, Tensor], 
     else:
         save_file(dinov2, path) if path.suffix == ".safetensors" else torch.save(dinov2, path)
         path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(CheckpointError, match=f"{name} was to be imported and (is not a file|is no whole|cannot be read)"):
+    with pytest.raises(
+        CheckpointError, match=f"{name} was to be imported and (is not a file|is no whole|cannot be read)"
+    ) as refused:
         read_weights(path)
+    assert "weights_only" not in str(refused.value)  # torch's advice to trust the file
+
+
+def test_safetensors_are_known_without_their_ending(dinov2: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(dinov2, tmp_path / "vit")
+    assert read_weights(tmp_path / "vit").tensors.keys() == dinov2.keys()
 
 
 def test_a_pickle_that_calls_something_is_not_obeyed(tmp_path: Path) -> None:
@@ -222,7 +319,7 @@ def test_a_pickle_that_calls_something_is_not_obeyed(tmp_path: Path) -> None:
     [
         ({}, {}, "by its names timm, .* set encoder.registers=5 encoder.positions=learned$"),
         ({**LEARNED, "tubelet_frames": 1}, {"parts": "model"}, "without registers and learned positions, the run's is not"),
-        ({"tubelet_frames": 1, "has_time": False}, {"parts": "model"}, "not of this CroCo model: missing"),
+        ({"tubelet_frames": 1, "has_time": False}, {"parts": "model"}, "it holds no decoder of CroCo; take --parts encoder"),
     ],
 )
 def test_weights_of_another_encoder_than_the_runs_are_refused(

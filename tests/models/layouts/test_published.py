@@ -18,7 +18,7 @@ from tests.models.layouts.vits import random_timm
         ({"vit.embeddings.patch_embeddings.projection.weight", "vit.encoder.layer.0.output.dense.bias"}, "transformers"),
         ({"conv1.weight", "layer1.0.conv1.weight"}, None),
         ({"patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight"}, None),
-        ({"embed.weight", "blocks.0.norm1.weight"}, None),
+        ({"embed.weight", "blocks.0.norm1.weight"}, "odonata"),
     ],
     ids=["CroCo", "timm", "VideoMAE", "VideoMAE, tuned", "transformers", "ResNet", "Swin", "our own"],
 )
