@@ -1,9 +1,11 @@
 """Commands around an encoder: evaluate it, take published weights in, give its own out, and write up what it is."""
 
 import json
+import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +13,13 @@ from odonata.app import AsJson, Overrides, Step, StoreSettings, Uri, Weights, ap
 from odonata.checkpoints import checkpoints
 from odonata.printing import bar
 from trainer.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+Evaluations = Annotated[
+    list[str] | None, typer.Option(metavar="URI", help="The --out of an `odonata evaluate`; several may be given.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over what --out names.")]
 
 
 @app.command(
@@ -58,13 +67,16 @@ def evaluate(
     configure_logging(int(os.environ.get("RANK", "0")))
     settings = parse_store_config(store or [])
     mode: Literal["frozen", "finetuned"] = "frozen" if frozen else "finetuned"
+    seeds = seed or [0]
+    if len(seeds) > len(set(seeds)):
+        raise ConfigError(f"--seed was given {', '.join(map(str, seeds))}, and each seed is one training; give each once")
     chosen = planning.choose_encoder(encoder, settings, weights=weights, like=like, size=size, patch_px=patch_px)
     place = out or f"runs/evaluate/{task}-{chosen.name}-{mode}"
     configs = [
         planning.plan_run(
             task, chosen, mode, seed=one, out=place, steps=steps, data=data or (), overrides=overrides or (), store=settings
         )
-        for one in dict.fromkeys(seed or [0])
+        for one in seeds
     ]
     launch = read_launch(os.environ, configs[0].parallel)
     done = train_and_score(task, chosen, mode, configs, launch, out=place, clips=clips, job=os.environ.get("ODONATA_JOB"))
@@ -94,7 +106,7 @@ def export_encoder(
     cameras: Annotated[
         int | None, typer.Option(help="For torch-export and onnx: cameras that attend to each other; one by default.", min=1)
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over what --out names.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the encoder of a checkpoint to a file that loads without this package.
 
@@ -154,22 +166,22 @@ def write_card(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; printed by default.")] = None,
     step: Step = None,
     licence: Annotated[str | None, typer.Option("--license", help="Licence of the weights, by its name on Hugging Face.")] = None,
-    evaluation: Annotated[
-        list[str] | None, typer.Option(metavar="URI", help="The --out of an `odonata evaluate`; several may be given.")
-    ] = None,
+    evaluation: Evaluations = None,
     store: StoreSettings = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a model card from the run's own record: what it is, what it learnt from, on what, for how long, and how good it is."""
-    from trainer import card, run_history
+    from trainer import card
     from trainer.observe.logs import configure_logging
 
     configure_logging(rank=0)
-    results = [run_history.read_evaluation(open_place(one, store).store) for one in evaluation or ()]
-    text = card.write_card(open_place(uri, store), step=step, licence=licence, evaluations=results)
+    place = open_place(uri, store)
+    results = _read_evaluations(evaluation or (), store, place.run_name)
+    text = card.write_card(place, step=step, licence=licence, evaluations=results)
     if out is None:
         print(text, end="")
         return
-    _write_new(out, text)
+    _write_new(out, text, overwrite=overwrite)
 
 
 @app.command(
@@ -187,14 +199,14 @@ def write_page(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="With --clip and no run: keys of the data section, as root=/data/nuscenes."),
+        typer.Option(
+            metavar="KEY=VALUE", help="With --clip: keys of the data section, as root=/data/nuscenes, over those of a run."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; named after run or clip by default.")] = None,
-    evaluation: Annotated[
-        list[str] | None, typer.Option(metavar="URI", help="The --out of an `odonata evaluate`; several may be given.")
-    ] = None,
+    evaluation: Evaluations = None,
     store: StoreSettings = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over what --out names.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write one page of HTML on a run, or on one clip of its data, that opens offline.
 
@@ -203,9 +215,10 @@ def write_page(
     from trainer.observe.logs import configure_logging
 
     configure_logging(rank=0)
-    if bool(run) == bool(data) or (data and clip is None):
+    if not (run or data) or (data and clip is None):
         raise ConfigError(
-            "odonata view shows a run or a clip; give RUN, RUN --clip NAME, or --clip NAME --data root=/data/nuscenes"
+            "odonata view shows a run or a clip; give RUN, RUN --clip NAME, or --clip NAME --data root=/data/nuscenes, "
+            "which goes with RUN too where its data lies elsewhere now"
         )
     place = open_place(run, store) if run else None
     if clip is not None:
@@ -213,17 +226,27 @@ def write_page(
 
         text, name = write_clip_page(clip, run=place.store if place else None, data=data or ()), clip.replace(" ", "-")
     elif place:
-        from trainer.run_history import read_evaluation
         from trainer.view import page
 
-        results = [read_evaluation(open_place(one, store).store) for one in evaluation or ()]
+        results = _read_evaluations(evaluation or (), store, place.run_name)
         text, name = page.write_page(place, evaluations=results), place.run_name
     _write_new(out or Path(f"{name}.html"), text, overwrite=overwrite)
 
 
-def _write_new(path: Path, text: str, *, overwrite: bool = False) -> None:
+def _read_evaluations(uris: Sequence[str], store: list[str] | None, run_name: str) -> list[dict[str, Any]]:
+    """Results of evaluations, each from its folder or its file; that one is not of this run is said, here and where it stands."""
+    from trainer.run_history import EVALUATION, is_of_run, read_evaluation
+
+    results = [read_evaluation(open_place(uri.removesuffix(EVALUATION) or ".", store).store) for uri in uris]
+    for uri, result in zip(uris, results, strict=True):
+        if not is_of_run(result, run_name):
+            log.warning("the evaluation in %s is of %s, not of the run %s; its heading says so", uri, result["encoder"], run_name)
+    return results
+
+
+def _write_new(path: Path, text: str, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
-        raise ConfigError(f"{path} was to be written and is there already; give another -o, or remove it")
+        raise ConfigError(f"{path} was to be written and is there already; give another --out, or --overwrite")
     from trainer.store.open import open_store
 
     open_store(path.absolute().parent).put(path.name, text.encode())

@@ -21,7 +21,7 @@ from trainer.checkpoint.record import Record
 from trainer.checkpoint.tools import Place
 from trainer.config.data import ShardsData
 from trainer.observe.probes import Probe, read_probes
-from trainer.run_history import RunHistory, own_evaluations, read_run
+from trainer.run_history import RunHistory, is_of_run, read_run
 
 _LAST_STEPS = 100
 _PAPERS = {
@@ -43,12 +43,11 @@ _LIMITS = """\
 def write_card(
     place: Place, *, step: int | None = None, licence: str | None = None, evaluations: Sequence[Mapping[str, Any]] = ()
 ) -> str:
-    """The card of the newest checkpoint at `place`, or that of `step`, with results of evaluations beside those in its own folder.
+    """The card of the newest checkpoint at `place`, or that of `step`, with results of evaluations.
 
     CheckpointError where there is no whole checkpoint, or no config beside it.
     """
     run = read_run(place, step)
-    found = [*own_evaluations(place.store), *evaluations]
     sections = [
         _head(run, licence),
         f"# {run.name}\n\n{_introduce(run)}",
@@ -57,7 +56,7 @@ def write_card(
         _figures("Losses", f"mean of the last {min(_LAST_STEPS, len(run.steps))} steps", _last_losses(run)),
         _figures("Held-out clips", "pretext task", run.held_out),
         *(_probe(probes[-1]) for probes in read_probes(place.store, last_step=run.step).values()),
-        *(_evaluation(one) for one in found),
+        *(_evaluation(run, one) for one in evaluations),
         f"## Hardware and software\n\n{_table(describe_environment(run))}" if run.environment else "",
         f"## Intended use\n\n{_USE}",
         f"## Limits\n\n- {_limit(run)}\n{_LIMITS}",
@@ -180,6 +179,12 @@ def _last_losses(run: RunHistory) -> dict[str, float]:
     return {"loss": fmean(step["loss"] for step in last), **parts} if last else {}
 
 
+def title_evaluation(run: RunHistory, result: Mapping[str, Any]) -> str:
+    """Task and mode, and whose encoder it is where it is not the run's."""
+    of_whom = "" if is_of_run(result, run.name) else f", of another encoder: {result['encoder']}"
+    return f"{result['task']}, {result['mode']}{of_whom}"
+
+
 def describe_evaluation(result: Mapping[str, Any]) -> str:
     """How one result of `odonata evaluate` came about."""
     seeds = len(result["seeds"])
@@ -195,10 +200,10 @@ def compare_evaluation(result: Mapping[str, Any]) -> Iterator[tuple[str, str, st
         yield name, f"{say(figure['mean'])}{_say_half(figure['half_width'])}", say(result["trivial_figures"][name])
 
 
-def _evaluation(result: Mapping[str, Any]) -> str:
+def _evaluation(run: RunHistory, result: Mapping[str, Any]) -> str:
     return "\n".join(
         [
-            f"## Evaluation: {result['task']}, {result['mode']}",
+            f"## Evaluation: {title_evaluation(run, result)}",
             "",
             describe_evaluation(result),
             "",

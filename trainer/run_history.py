@@ -74,9 +74,9 @@ def read_evaluation(store: Store) -> dict[str, Any]:
         ) from error
 
 
-def own_evaluations(store: Store) -> list[dict[str, Any]]:
-    """The result of `odonata evaluate` that lies in `store`, if one does."""
-    return [read_evaluation(store)] if store.list(EVALUATION) else []
+def is_of_run(evaluation: Mapping[str, Any], run_name: str) -> bool:
+    """Whether an evaluation is of a checkpoint of the run of this name, by what `odonata evaluate` calls encoders."""
+    return str(evaluation["encoder"]).startswith(f"{run_name}-step-")
 
 
 def read_run(place: Place, step: int | None) -> RunHistory:

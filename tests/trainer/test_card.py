@@ -106,12 +106,13 @@ def test_the_licence_is_the_owners_word(store: Store) -> None:
     assert yaml.safe_load(write_card(Place(store), licence="cc-by-nc-4.0").split("---")[1])["license"] == "cc-by-nc-4.0"
 
 
-def test_evaluations_stand_in_a_card_whether_beside_the_run_or_given(store: Store, tmp_path: Path) -> None:
+def test_evaluations_stand_in_a_card_with_whose_encoder_it_is_where_it_is_not_its_own(store: Store, tmp_path: Path) -> None:
     elsewhere = open_store(tmp_path / "depth")
     elsewhere.put("evaluation.json", json.dumps(EVALUATION).encode())
-    store.put("evaluation.json", json.dumps(EVALUATION | {"task": "pose"}).encode())
-    card = write_card(Place(store), evaluations=[read_evaluation(elsewhere)])
-    assert card.index("## Evaluation: pose, frozen") < card.index("## Evaluation: depth, frozen")
+    fresh = EVALUATION | {"encoder": "scratch-like-base"}
+    card = write_card(Place(store), evaluations=[read_evaluation(elsewhere), fresh])
+    assert "## Evaluation: depth, frozen\n" in card
+    assert "## Evaluation: depth, frozen, of another encoder: scratch-like-base\n" in card
     assert "400 steps of 8 clips on base-step-4, 2 seeds, scored on 50 held-out clips. Trivial answer: median depth." in card
     assert "| delta1 | 0.7071 ± 0.012 | 0.25 |" in card
     assert "| rmse_m | not a number | 9.5 |" in card

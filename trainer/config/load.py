@@ -23,6 +23,7 @@ from trainer.config.store import StoreConfig
 from trainer.errors import ConfigError
 
 _S = TypeVar("_S", bound=Section)
+_MUCH_ALIKE = 0.8
 
 _DATA_KINDS: dict[str, type[DataSection]] = {
     "nuscenes": NuscenesData,
@@ -75,7 +76,8 @@ def load_section(kind: type[_S], path: Path, *, what: str, place: str) -> _S:
 def parse_store_config(settings: Sequence[str]) -> StoreConfig:
     """How a store is reached, from `key=value` pairs with the keys of a run's `store` section; ConfigError says what is wrong."""
     try:
-        return StoreConfig.model_validate(OmegaConf.to_container(OmegaConf.from_dotlist(_checked(settings))))
+        pairs = _checked(settings, what="--store", example="endpoint_url=http://host:9000")
+        return StoreConfig.model_validate(OmegaConf.to_container(OmegaConf.from_dotlist(pairs)))
     except ValidationError as error:
         problems = "; ".join(f"store.{_sentence(detail, StoreConfig)}" for detail in error.errors())
         raise ConfigError(f"a store was to be reached with {' '.join(settings)} and that is wrong: {problems}") from error
@@ -87,11 +89,16 @@ class _DataOnly(Section):
     data: DataConfig
 
 
+def as_data_overrides(settings: Sequence[str]) -> list[str]:
+    """Overrides of a run from `key=value` pairs with the keys of its data section; ConfigError where one is no such pair."""
+    return [f"data.{setting}" for setting in _checked(settings, what="--data", example="root=/data/nuscenes")]
+
+
 def parse_data_config(defaults: Mapping[str, Any], settings: Sequence[str]) -> DataConfig:
     """A data section from `key=value` pairs with its keys over `defaults`; ConfigError says what is wrong."""
     document = OmegaConf.create({"data": dict(defaults)})
     try:
-        document.merge_with_dotlist([f"data.{setting}" for setting in _checked(settings)])
+        document.merge_with_dotlist(as_data_overrides(settings))
         content = OmegaConf.to_container(document, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:
         raise ConfigError(
@@ -135,12 +142,12 @@ def _without_keys_of(kind: object, content: Any, overrides: Sequence[str]) -> An
     return {**content, "data": kept}
 
 
-def _checked(overrides: Sequence[str]) -> list[str]:
-    for override in overrides:
-        key, equals, _ = override.partition("=")
+def _checked(pairs: Sequence[str], *, what: str = "the override", example: str = "optim.lr=3e-4") -> list[str]:
+    for pair in pairs:
+        key, equals, _ = pair.partition("=")
         if not equals or not key:
-            raise ConfigError(f"the override {override!r} is not key=value; write for example optim.lr=3e-4")
-    return list(overrides)
+            raise ConfigError(f"{what} {pair!r} is not key=value; write for example {example}")
+    return list(pairs)
 
 
 def _sentence(detail: ErrorDetails, section: type[Section]) -> str:
@@ -169,15 +176,16 @@ def _is_kind(part: int | str, schemas: list[Any]) -> bool:
 
 
 def _hint(place: tuple[int | str, ...], section: type[Section]) -> str:
-    """The key that was meant: one beside the wrong one if any is like it, then one from elsewhere; or all that could stand there."""
+    """The key that was meant: one beside the wrong one, or elsewhere if much like it; or all that could stand there."""
     wrong, schema = str(place[-1]), section.model_json_schema()
     beside = _keys(_schemas_at(schema, place[:-1]))
-    for known in (beside, _keys([schema, *schema.get("$defs", {}).values()])):
-        others = [key for key in known if key != wrong]
-        near = difflib.get_close_matches(wrong, others, n=1) or [key for key in others if wrong in key or key in wrong]
-        if near:
-            return f"did you mean {near[0]}?"
-    return f"there are {', '.join(beside)}"
+    elsewhere = [key for key in _keys([schema, *schema.get("$defs", {}).values()]) if key != wrong]
+    near = (
+        difflib.get_close_matches(wrong, beside, n=1)
+        or [key for key in beside if wrong in key or key in wrong]
+        or difflib.get_close_matches(wrong, elsewhere, n=1, cutoff=_MUCH_ALIKE)
+    )
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(beside)}"
 
 
 def _schemas_at(schema: Any, place: tuple[int | str, ...]) -> list[Any]:

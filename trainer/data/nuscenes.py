@@ -81,8 +81,8 @@ def find_version(root: Path, version: str | None) -> str:
     """The version folder to read; DataError with what there is where that is not clear."""
     if not root.is_dir():
         raise DataError(
-            f"{root} was to be read as a dataroot and is not a folder; give a nuScenes dataroot (data.root in a run config), or make a "
-            "synthetic one with `odonata synthesize`"
+            f"{root} was to be read as a dataroot and is not a folder{_where_relative(root)}; give a nuScenes dataroot "
+            "(data.root in a run config), or make a synthetic one with `odonata synthesize`"
         )
     if (root / "versions").is_dir() and (root / "shards").is_dir():
         raise DataError(f"{root} was to be read as a dataroot and holds packed data; read it with data.kind shards")
@@ -98,6 +98,11 @@ def find_version(root: Path, version: str | None) -> str:
         asked = f"version {version} was asked for"
     advice = "name one of them" if found else "give a nuScenes dataroot"
     raise DataError(f"{asked} and {root} holds {listing}; {advice}")
+
+
+def _where_relative(path: Path) -> str:
+    """A run that is looked at from another folder than it was started in finds nothing by a relative path."""
+    return "" if path.is_absolute() else f" in {Path.cwd()}"
 
 
 def build_index(config: NuscenesData) -> Path:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.config import CrocoConfig, EncoderConfig
-from trainer.checkpoint.catalog import choose_weights, find_saves
+from trainer.checkpoint.catalog import FOLDER, choose_weights, find_saves
 from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, open_place, read_run_config
 from trainer.config.changes import differences
 from trainer.config.data import ClipConfig, DrivesData
-from trainer.config.load import override_run_config
+from trainer.config.load import as_data_overrides, override_run_config
 from trainer.config.run import RunConfig
 from trainer.config.store import StoreConfig
 from trainer.config.training import Weights
@@ -122,11 +122,11 @@ def plan_run(
         "warm_start": chosen.uri
         and {"uri": chosen.uri, "parts": "encoder_and_decoder" if takes_decoder else "encoder", "weights": chosen.weights},
     }
-    settings = [*(f"data.{setting}" for setting in data), *overrides]
-    config = override_run_config(content, settings, origin=f"the head for {task}")
+    config = override_run_config(content, [*as_data_overrides(data), *overrides], origin=f"the head for {task}")
     _check_is_that_encoder(config, chosen)
     _check_is_scored(config)
-    _check_is_same_run(config)
+    _check_is_no_run(out, config.store)
+    _check_is_same_run(config, task)
     return config
 
 
@@ -163,12 +163,23 @@ def _check_is_that_encoder(config: RunConfig, chosen: ChosenEncoder) -> None:
         )
 
 
-def _check_is_same_run(config: RunConfig) -> None:
+def _check_is_no_run(out: str, config: StoreConfig) -> None:
+    store = open_store(out, config)
+    if store.list(CONFIG) or store.list(FOLDER):
+        raise ConfigError(
+            f"{store.uri} was to hold an evaluation and holds a run; give another --out, a folder below it for example"
+        )
+
+
+def _check_is_same_run(config: RunConfig, task: TaskName) -> None:
     """What is resumed must be the same training from the same encoder, or its figures would go by a wrong name."""
     store = open_store(config.run.uri, config.store)
     earlier = read_run_config(store)
     if earlier is None or not find_saves(store)[0]:
         return
+    if [objective.kind for objective in earlier.objectives] != [task]:
+        there = ", ".join(objective.kind for objective in earlier.objectives)
+        raise ConfigError(f"{config.run.uri} was to be trained for {task} and holds a run for {there}; give another --out")
     changes = differences(earlier.model_dump(mode="json"), config.model_dump(mode="json"))
     refused = [change for change in changes if change.startswith(_DECIDES_WHAT_IS_JUDGED)]
     if refused:

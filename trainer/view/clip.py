@@ -32,7 +32,7 @@ from trainer.assembly import assemble_model
 from trainer.checkpoint.manager import load_into_model
 from trainer.checkpoint.tools import CONFIG, read_run_config
 from trainer.config.data import DataConfig, DrivesData
-from trainer.config.load import parse_data_config
+from trainer.config.load import as_data_overrides, override_run_config, parse_data_config
 from trainer.config.run import RunConfig
 from trainer.data.boxes import open_boxes
 from trainer.data.build import build_source, open_maps
@@ -107,11 +107,11 @@ class OneClip:
 
 
 def write_clip_page(clip: str, *, run: Store | None = None, data: Sequence[str] = ()) -> str:
-    """The page of the clip that `clip` names in the data of `run`, with what its objectives draw, or in that of keys like `root=city`.
+    """The page of the clip that `clip` names, in the data of `run` with what its objectives draw, or in data by itself.
 
-    ConfigError where there is no such clip, with the names of near ones.
+    `data` are keys like `root=city`, over those of the run. ConfigError where there is no such clip, with the names of near ones.
     """
-    config = _read_config(run) if run else None
+    config = _read_config(run, data) if run else None
     source = open_surround(config.data if config else parse_data_config(_DATA, data))
     index = find_clip(source, clip)
     sample = source.load(index, np.random.default_rng(0))
@@ -126,7 +126,7 @@ def write_clip_page(clip: str, *, run: Store | None = None, data: Sequence[str] 
     )
 
 
-def _read_config(run: Store) -> RunConfig:
+def _read_config(run: Store, settings: Sequence[str]) -> RunConfig:
     config = read_run_config(run)
     if config is None:
         raise CheckpointError(
@@ -135,7 +135,8 @@ def _read_config(run: Store) -> RunConfig:
     data = config.data
     if isinstance(data, DrivesData):
         data = data.model_copy(update={"train_split": "all"})
-    return config.model_copy(update={"data": data})
+    config = config.model_copy(update={"data": data})
+    return override_run_config(config.model_dump(mode="json"), as_data_overrides(settings), origin=f"{run.uri}/{CONFIG}")
 
 
 def open_surround(data: DataConfig) -> SurroundSource:
@@ -158,7 +159,8 @@ def find_clip(source: Source, clip: str) -> int:
         known = [" ".join(name.split()[:2]) for name in names]
         near = difflib.get_close_matches(clip, known, n=_NAMED, cutoff=0.0)
         raise ConfigError(
-            f"the clip {clip} was to be shown and there is none of this name or number among {len(names)}; near ones are {', '.join(near)}"
+            f"the clip {clip} was to be shown and there is none of this name or number; numbers are 0 to {len(names) - 1}, "
+            f"near names {', '.join(near)}"
         )
     return found
 

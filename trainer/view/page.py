@@ -21,11 +21,19 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer.card import compare_evaluation, describe_encoder, describe_environment, describe_evaluation, describe_training, say
+from trainer.card import (
+    compare_evaluation,
+    describe_encoder,
+    describe_environment,
+    describe_evaluation,
+    describe_training,
+    say,
+    title_evaluation,
+)
 from trainer.checkpoint.tools import Checkpoint, Place, list_checkpoints
 from trainer.observe.history import read_entries
 from trainer.observe.probes import Probe, read_probes
-from trainer.run_history import RunHistory, figures_of, own_evaluations, read_history, read_json
+from trainer.run_history import RunHistory, figures_of, read_history, read_json
 from trainer.store.base import Store
 from trainer.view.curves import COLOURS, Curve, Kind, draw_curves, read_curve
 
@@ -61,7 +69,7 @@ class Picture:
 
 
 def write_page(place: Place, *, evaluations: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The page of the run at `place`, with results of evaluations beside the one in its own folder.
+    """The page of the run at `place`, with results of evaluations.
 
     CheckpointError where there is no run, or no config of one.
     """
@@ -77,7 +85,7 @@ def write_page(place: Place, *, evaluations: Sequence[Mapping[str, Any]] = ()) -
         probes={task: [*_plot_loss(run), *_plot_probes(found)] for task, found in probes.items()},
         speed=list(_plot_speed(run)),
         pictures=list(_newest_pictures(place.store)),
-        evaluations=[_evaluation(one) for one in (*own_evaluations(place.store), *evaluations)],
+        evaluations=[_evaluation(run, one) for one in evaluations],
         shown_incidents=_SHOWN_INCIDENTS,
         incidents=list(_incidents(place.store)),
         checkpoints=[_checkpoint(one) for one in checkpoints],
@@ -194,8 +202,8 @@ def _checkpoint(found: Checkpoint) -> tuple[str, ...]:
     return f"{found.save.step:,}", found.created or "", f"{found.bytes / 2**20:,.1f} MiB", engine, ranks, state
 
 
-def _evaluation(result: Mapping[str, Any]) -> tuple[str, str, Iterable[tuple[str, ...]]]:
-    return f"{result['task']}, {result['mode']}", describe_evaluation(result), compare_evaluation(result)
+def _evaluation(run: RunHistory, result: Mapping[str, Any]) -> tuple[str, str, Iterable[tuple[str, ...]]]:
+    return title_evaluation(run, result), describe_evaluation(result), compare_evaluation(result)
 
 
 def _tables(run: RunHistory) -> Iterator[tuple[str, dict[str, str]]]:

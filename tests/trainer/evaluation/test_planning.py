@@ -133,7 +133,7 @@ def test_keys_of_data_and_of_the_whole_run_override_the_protocol(tmp_path: Path)
         (["root=city", "clip.frames=2"], r"data\.clip\.frames is 2, and objectives\[0\], depth, is asked of single images"),
         (["root=city", "val_split=null"], r"data\.val_split is null; give --data val_split=NAME"),
         ([], r"data\.root: required"),
-        (["root"], r"'data\.root' is not key=value"),
+        (["/data/nuscenes"], "--data '/data/nuscenes' is not key=value; write for example root=/data/nuscenes"),
     ],
 )
 def test_data_that_does_not_fit_is_refused(data: list[str], sentence: str, tmp_path: Path) -> None:
@@ -190,6 +190,16 @@ def test_a_place_that_holds_another_training_is_refused_once_it_has_a_checkpoint
         plan(VIDEO, steps=7)
     with pytest.raises(ConfigError, match=r"warm_start\.uri runs/video -> runs/other; give another --out, or the checkpoint"):
         plan(other)
+    with pytest.raises(ConfigError, match=r"seed-0 was to be trained for pose and holds a run for depth; give another --out"):
+        plan_run("pose", VIDEO, "frozen", seed=0, out=str(tmp_path), data=["root=city"])
+
+
+@pytest.mark.parametrize("there", ["config.yaml", "checkpoints/step-1/manifest.json"])
+def test_an_evaluation_does_not_go_into_the_folder_of_a_run(there: str, tmp_path: Path) -> None:
+    open_store(tmp_path / "base").put(there, b"")
+    with pytest.raises(ConfigError, match="base was to hold an evaluation and holds a run; give another --out"):
+        plan_run("depth", VIDEO, "frozen", seed=0, out=str(tmp_path / "base"), data=["root=city"])
+    assert plan_run("depth", VIDEO, "frozen", seed=0, out=str(tmp_path / "base" / "depth"), data=["root=city"])
 
 
 def test_a_head_on_packed_data_is_the_same_when_its_version_was_written_down(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from models.pretraining import build_preparations
@@ -19,7 +20,7 @@ from tests.s3_server import S3Server, upload
 from tests.trainer.test_card import EVALUATION, probe
 from tests.trainer.test_objectives_together import OBJECTIVES, TOGETHER
 from trainer.checkpoint.tools import Place, read_run_config
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.observe.probes import write_probe
 from trainer.store.open import open_store
 from trainer.view import clip
@@ -123,21 +124,20 @@ def test_names_cannot_break_out_of_the_page(copied: Path) -> None:
     store = open_store(copied)
     store.put("incidents/step-00000003-rank-0.json", json.dumps(incident).encode())
     store.put("pictures/step-000003-<img onerror=alert(1)>.png", b"no picture")
-    page, _ = view(copied, evaluations=[EVALUATION | {"task": HOSTILE, "trivial": HOSTILE}])
+    page, _ = view(copied, evaluations=[EVALUATION | {"task": HOSTILE, "encoder": HOSTILE, "trivial": HOSTILE}])
     assert "script" not in page.tags
     objective, _, part = f"{HOSTILE}/{HOSTILE}".partition("/")
     assert f"Objective: {objective}" in page.words["h2"] and part.replace("_", " ") in page.words["figcaption"]
-    assert f"Evaluation: {HOSTILE}, frozen" in page.words["h2"]
+    assert f"Evaluation: {HOSTILE}, frozen, of another encoder: {HOSTILE}" in page.words["h2"]
     assert any(cell.startswith(f"skipped: loss {HOSTILE}") for cell in page.words["td"])
     assert page.tags.count("img") == len(KINDS) + 1 and "<img onerror=alert(1)>" in page.words["figcaption"]
 
 
-def test_evaluations_stand_in_the_page_whether_beside_the_run_or_given(copied: Path) -> None:
-    open_store(copied).put("evaluation.json", json.dumps(EVALUATION | {"task": "pose"}).encode())
-    page, _ = view(copied, evaluations=[EVALUATION])
+def test_evaluations_stand_in_the_page_with_whose_encoder_it_is_where_it_is_not_the_runs(copied: Path) -> None:
+    page, _ = view(copied, evaluations=[EVALUATION | {"encoder": "copied-step-3"}, EVALUATION])
     assert [word for word in page.words["h2"] if "Evaluation" in word] == [
-        "Evaluation: pose, frozen",
         "Evaluation: depth, frozen",
+        "Evaluation: depth, frozen, of another encoder: base-step-4",
     ]
     assert page.words["td"].count("0.7071 ± 0.012") == 2
 
@@ -178,6 +178,19 @@ def test_each_objective_of_a_run_draws_the_clip_that_was_asked_for_or_says_that_
     monkeypatch.setattr(clip, "read_clip", lambda *arguments: None)
     page = Page(write_clip_page("5", run=store))
     assert page.words["p"].count("None of its samples begins with this clip.") == len(KINDS)
+
+
+def test_a_clip_of_a_run_whose_data_has_moved_is_shown_by_where_it_is_now(
+    copied: Path, city: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["data"]["root"] = "city"
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    store = open_store(copied)
+    with pytest.raises(DataError, match=rf"city was to be read as a dataroot and is not a folder in {tmp_path}; give"):
+        write_clip_page("5", run=store)
+    assert "Objective" in write_clip_page("5", run=store, data=[f"root={city}"])
 
 
 def test_a_run_on_s3_has_the_page_that_it_has_in_a_folder(copied: Path, s3_server: S3Server, s3_owner: None) -> None:
@@ -242,8 +255,34 @@ def test_the_command_names_the_page_after_the_run_and_writes_over_nothing_unaske
         done = CliRunner().invoke(app, ["view", str(finished.folder), *options])
         assert done.output.strip() == "viewed.html"
     assert "<h1>viewed</h1>" in (tmp_path / "viewed.html").read_text()
-    with pytest.raises(ConfigError, match=r"viewed\.html was to be written and is there already"):
+    with pytest.raises(
+        ConfigError, match=r"viewed\.html was to be written and is there already; give another --out, or --overwrite"
+    ):
         CliRunner().invoke(app, ["view", str(finished.folder)], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("command", ["view", "card"])
+def test_an_evaluation_goes_by_its_folder_or_its_file_and_that_of_another_encoder_is_told(
+    command: str, finished: Finished, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = tmp_path / "depth" / "evaluation.json"
+    result.parent.mkdir()
+    for encoder, told in (("viewed-step-3-ema", 0), ("base-step-4", 1)):
+        result.write_text(json.dumps(EVALUATION | {"encoder": encoder}))
+        caplog.clear()
+        for given in (result.parent, result):
+            arguments = [
+                command,
+                str(finished.folder),
+                "--evaluation",
+                str(given),
+                "--out",
+                str(tmp_path / "written"),
+                "--overwrite",
+            ]
+            assert CliRunner().invoke(app, arguments).exit_code == 0
+        assert f"{encoder}" in (tmp_path / "written").read_text()
+        assert caplog.text.count(f"is of {encoder}, not of the run viewed") == 2 * told
 
 
 def browse(path: Path) -> tuple[str, str]:
