@@ -1,10 +1,10 @@
 """The watchdog of a rank: notices a step that does not end, says which rank is to blame, and ends the process so that it is restarted.
 
 Every rank's watchdog is a thread that now and then says on a board, outside of any collective, what its rank is doing. Where the
-`Pulse` says that a step has lasted too long, it reads the board twice: a rank whose watchdog is silent as well is frozen (stopped,
-swapped out, its node gone); where none is, a rank that does something else than most is the one that others wait for. That, the
-stacks of all threads and torch's record of the last collectives go to incidents/, and the process ends with the code that asks for a
-restart.
+`Pulse` says that a step has lasted too long, it says that it gives up, as all that wait do at about the same time, and reads the board
+twice: a rank whose watchdog is silent and has not given up is frozen (stopped, swapped out, its node gone); where none is, a rank that
+does something else than most is the one that others wait for. That, the stacks of all threads and torch's record of the last
+collectives go to incidents/, and the process ends with the code that asks for a restart.
 
 gloo and NCCL give up, too, after parallel.timeout_s, without saying whom they waited for.
 
@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,16 @@ _MESSAGES_A_SECOND = 200
 _UPLOAD_S = 30.0
 
 
+class Said(NamedTuple):
+    """What a rank last said of itself."""
+
+    times: int
+    """That it has spoken."""
+    doing: str
+    gives_up: bool = False
+    """Its watchdog has seen the hang too; it says no more."""
+
+
 class Board:
     """What each rank last said of itself, kept by the store of the process group."""
 
@@ -49,20 +59,20 @@ class Board:
         self.world_size = world_size
         self._said = 0
 
-    def say(self, doing: str) -> None:
+    def say(self, doing: str, *, gives_up: bool = False) -> None:
         """Show that this rank's watchdog lives, and what its rank is doing."""
         self._said += 1
-        self._store.set(self._rank, json.dumps([self._said, doing]))
+        self._store.set(self._rank, json.dumps(Said(self._said, doing, gives_up)))
 
-    def read(self) -> dict[int, tuple[int, str]]:
-        """By rank, how often it spoke and what it said last; a rank that never did is not there."""
+    def read(self) -> dict[int, Said]:
+        """By rank what it said last; a rank that never did is not there."""
         ranks = [str(rank) for rank in range(self.world_size)]
         if not self._store.check(ranks):
             ranks = [rank for rank in ranks if self._store.check([rank])]
         said = zip(
             ranks, map(json.loads, self._store.multi_get(ranks)), strict=True
         )  # one request, for all ranks may ask at once
-        return {int(rank): (count, doing) for rank, (count, doing) in said}
+        return {int(rank): Said(*last) for rank, last in said}
 
 
 class Watchdog:
@@ -108,15 +118,16 @@ class Watchdog:
                 return
             self.cpu_seconds = time.thread_time()
 
-    def _say(self) -> None:
+    def _say(self, *, gives_up: bool = False) -> None:
         if self._board:
             try:
-                self._board.say(f"{self._pulse.activity} after step {self._pulse.step}: {self._doing()}")
+                self._board.say(f"{self._pulse.activity} after step {self._pulse.step}: {self._doing()}", gives_up=gives_up)
             except RuntimeError as error:  # its store goes with the process that serves it: then nobody can be named
                 log.warning("the board of the ranks is gone, so a hang will not say whose it is: %s", error)
                 self._board = None
 
     def _give_up(self, reason: str) -> None:
+        self._say(gives_up=True)
         blame = self._blame()
         log.error(
             "rank %d hangs: %s; %s; stacks are in %s/incidents; ending for a restart", self._rank, reason, blame, self._store.uri
@@ -147,12 +158,13 @@ class Watchdog:
             log.warning("could not keep the incident: %s", error)
 
 
-def blame(before: dict[int, tuple[int, str]], after: dict[int, tuple[int, str]], *, world_size: int, own: int) -> str:
+def blame(before: dict[int, Said], after: dict[int, Said], *, world_size: int, own: int) -> str:
     """Which ranks are to blame for a hang, from two looks at the board; the watchdog of `own` looks and does not speak."""
-    frozen = [rank for rank in range(world_size) if rank != own and before.get(rank) == after.get(rank)]
+    awake = {own, *(rank for rank, said in after.items() if said.gives_up)}
+    frozen = [rank for rank in range(world_size) if rank not in awake and before.get(rank) == after.get(rank)]
     if frozen:
         return f"frozen: rank {_join(frozen)} (stopped, or its node is gone)"
-    doings = {rank: doing for rank, (_, doing) in after.items()}
+    doings = {rank: said.doing for rank, said in after.items()}
     usual, _ = Counter(doings.values()).most_common(1)[0]
     others = {rank: doing for rank, doing in doings.items() if doing != usual}
     if not others:

@@ -12,20 +12,47 @@ from monitoring.pulse import Pulse
 from tests.gloo import run_ranks
 from trainer.errors import EXIT_RETRY
 from trainer.store.open import open_store
-from trainer.watchdog import Board, Watchdog, blame, dump_flight_recorder
+from trainer.watchdog import Board, Said, Watchdog, blame, dump_flight_recorder
 
 
-def said(**doings: str) -> dict[int, tuple[int, str]]:
-    return {int(rank[1:]): (7, doing) for rank, doing in doings.items()}
+def said(**doings: str) -> dict[int, Said]:
+    return {int(rank[1:]): Said(7, doing) for rank, doing in doings.items()}
 
 
-def spoke_again(board: dict[int, tuple[int, str]], *ranks: int) -> dict[int, tuple[int, str]]:
-    return {rank: (count + 1 if rank in ranks else count, doing) for rank, (count, doing) in board.items()}
+def spoke_again(board: dict[int, Said], *ranks: int) -> dict[int, Said]:
+    return {rank: last._replace(times=last.times + (rank in ranks)) for rank, last in board.items()}
 
 
 def test_ranks_whose_watchdogs_are_silent_are_frozen() -> None:
     before = said(r0="forward", r1="forward", r2="forward", r3="backward")
     assert blame(before, spoke_again(before, 1, 3), world_size=4, own=0) == "frozen: rank 2 (stopped, or its node is gone)"
+
+
+def test_a_rank_that_gives_up_itself_is_not_frozen_though_it_says_no_more() -> None:
+    before = said(r0="backward", r1="backward", r2="backward", r3="backward")
+    before[3] = before[3]._replace(gives_up=True)
+    assert blame(before, before | {2: Said(8, "backward", gives_up=True)}, world_size=4, own=0).startswith("frozen: rank 1 (")
+
+
+def test_ranks_that_wait_for_a_frozen_one_all_name_that_one_alone(tmp_path: Path) -> None:
+    store, ended = dist.HashStore(), threading.Semaphore(0)
+    patience = {"factor": 2, "least_s": 0.1, "grace_s": 0.1}
+    watchdogs = [
+        Watchdog(
+            Pulse(**patience), open_store(tmp_path), rank=rank, interval_s=0.02, doing=lambda: "backward",
+            board=Board(store, rank=rank, world_size=4), end=lambda code: ended.release(),
+        )
+        for rank in (0, 2, 3)
+    ]  # fmt: skip
+    for watchdog in watchdogs:
+        watchdog.start()
+    assert all(ended.acquire(timeout=10) for _ in watchdogs)
+    for watchdog in watchdogs:
+        watchdog.close()
+    incidents = sorted((tmp_path / "incidents").glob("*.txt"))
+    assert [incident.read_text().splitlines()[1] for incident in incidents] == [
+        "frozen: rank 1 (stopped, or its node is gone)"
+    ] * 3
 
 
 def test_a_rank_that_never_spoke_is_frozen() -> None:
