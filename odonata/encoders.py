@@ -122,6 +122,8 @@ def export_encoder(
         load = export.export_encoder(planned, path, advance, overwrite=overwrite, frames=frames, cameras=cameras)
     print(f"{path}: the encoder of step {planned.record.step}, its {'moving average' if planned.weights == 'ema' else 'weights'}")
     print(f"load it with {load}")
+    if layout == "safetensors":
+        print("run it with the forward in docs/export.md")
 
 
 @app.command(
@@ -224,7 +226,8 @@ def write_page(
     if clip is not None:
         from trainer.view.clip import write_clip_page
 
-        text, name = write_clip_page(clip, run=place.store if place else None, data=data or ()), clip.replace(" ", "-")
+        text = write_clip_page(clip, run=place.store if place else None, data=data or ())
+        name = f"{place.run_name if place else 'clip'}-{clip.replace(' ', '-')}"
     elif place:
         from trainer.view import page
 

@@ -75,6 +75,7 @@ def test_it_tells_its_version(command: Command) -> None:
         (("train", TINY, "--resume", "perhaps"), "neither auto nor never"),
         (("evaluate", "depth", "--encoder", "scratch"), "not which encoder"),
         (("evaluate", "depth", "--encoder", "nowhere", "--data", "root=city"), "there is no run"),
+        (("evaluate", "depth", "--encoder", "README.md", "--data", "root=city"), "become a run by `odonata import`"),
         (("evaluate", "depth", "--encoder", "nowhere", "--seed", "1", "--seed", "1"), "--seed was given 1, 1"),
         (
             ("evaluate", "pose", "--encoder", "scratch", "--size", "tiny", "--data", "kind=synthetic"),

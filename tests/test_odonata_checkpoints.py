@@ -150,6 +150,7 @@ def test_an_export_says_what_it_took_and_how_to_load_it(run: Path, name: tuple[s
     assert out.splitlines() == [
         f"{path}: the encoder of step 10, its weights",
         f"load it with safetensors.torch.load_file({str(path.absolute())!r})",
+        "run it with the forward in docs/export.md",
     ]
     assert all(torch.equal(tensor, torch.full_like(tensor, 10)) for tensor in load_file(path).values())
     code, _, err = command(*name, run, "--step", "10")

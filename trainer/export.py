@@ -144,9 +144,14 @@ def export_encoder(
     """Write the file, or for hf the folder, `out`; the answer is the Python that loads it.
 
     `frames` and `cameras` are those of the clips that torch-export and onnx take: the run's frames and one camera by default. ConfigError
-    where `out` is there and is not to be overwritten, or clips make no tubelets; an existing folder keeps its other files.
+    where `out` has another ending, or is there and is not to be overwritten, or clips make no tubelets; an existing folder keeps its
+    other files.
     """
-    out = out.absolute()
+    out, ending = out.absolute(), _ENDINGS[planned.layout]
+    if planned.layout in _DESCRIBED and out.suffix != ending:
+        raise ConfigError(
+            f"--out {out} was given and a file of {planned.layout} ends in {ending}; give {out.with_suffix(ending)}"
+        )
     described = out.with_suffix(".json") if planned.layout in _DESCRIBED else out
     for path in (out, described):
         if path.exists() and not overwrite:

@@ -96,7 +96,8 @@ def import_weights(path: Path, config: RunConfig, *, parts: Parts = "encoder", p
 def read_weights(path: Path) -> WeightsFile:
     """The tensors of a safetensors file or of a pickle that holds nothing else of note; CheckpointError where it is neither."""
     if not path.is_file():
-        raise CheckpointError(f"{path} was to be imported and is not a file; give one of weights, .safetensors or .pth")
+        inside = next(path.glob("*.safetensors"), "one of weights, .safetensors or .pth")
+        raise CheckpointError(f"{path} was to be imported and is not a file; give {inside}")
     if _is_safetensors(path):
         return _read_safetensors(path)
     try:
@@ -121,9 +122,9 @@ def _why_unreadable(error: Exception) -> str:
     """In our words where torch's are about itself: they advise to trust the file."""
     if found := re.search(r"GLOBAL (\S+) was not", str(error)):
         return f"it needs {found[1]}"
-    if isinstance(error, UnpicklingError):
-        return "it holds something else"
-    return str(error).partition("\n")[0] or "it is empty"
+    if isinstance(error, RuntimeError | OSError | EOFError):  # of the reader of archives
+        return "it is cut short, or a program and no weights"
+    return "it holds something else"
 
 
 def _read_safetensors(path: Path) -> WeightsFile:

@@ -214,14 +214,22 @@ def test_a_program_says_what_clips_it_takes(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "odd.pt2").exists()
 
 
+@pytest.mark.parametrize(("layout", "ending"), [("safetensors", ".safetensors"), ("torch-export", ".pt2"), ("onnx", ".onnx")])
+def test_a_file_that_a_json_goes_with_has_the_ending_of_its_format(layout: Layout, ending: str, run: Run, tmp_path: Path) -> None:
+    for name in ("encoder", "encoder.json"):
+        with pytest.raises(ConfigError, match=rf"a file of {layout} ends in \{ending}; give .*encoder\{ending}"):
+            export(run.place, tmp_path / name, layout)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("clip", [{"frames": 1}, {"cameras": 2}])
 @pytest.mark.parametrize("layout", ["safetensors", "timm"])
 def test_what_clips_a_program_is_for_is_not_asked_of_weights(
     layout: Layout, clip: dict[str, int], run: Run, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=f"and {layout} is none; leave them out, or use --format torch-export or onnx"):
-        export_encoder(plan_export(run.place, layout=layout), tmp_path / "weights", ignore, **clip)
-    assert not (tmp_path / "weights").exists()
+        export_encoder(plan_export(run.place, layout=layout), tmp_path / "vit.safetensors", ignore, **clip)
+    assert not (tmp_path / "vit.safetensors").exists()
 
 
 def test_without_onnxs_packages_an_onnx_file_is_refused_with_the_extra_that_brings_them(
@@ -436,5 +444,5 @@ def test_damage_is_found_while_the_encoder_is_read_and_no_file_is_left(store: St
     planned = plan_export(Place(store), layout="safetensors")
     (first,) = (name for name, tensor in planned.record.tensors.items() if tensor.chunks[0].byte_offset == 0)
     with pytest.raises(CheckpointError, match="is damaged: its checksum differs"):
-        export(Place(store), tmp_path / "out", weights="ema" if first.startswith("ema.") else "model")
-    assert not (tmp_path / "out").exists()
+        export(Place(store), tmp_path / "out.safetensors", weights="ema" if first.startswith("ema.") else "model")
+    assert not list(tmp_path.glob("out.*"))

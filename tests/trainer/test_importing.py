@@ -298,6 +298,17 @@ def test_what_is_no_whole_file_is_refused(name: str, dinov2: dict[str, Tensor], 
     assert "weights_only" not in str(refused.value)  # torch's advice to trust the file
 
 
+def test_what_is_near_weights_is_told_apart(dinov2: dict[str, Tensor], tmp_path: Path) -> None:
+    (tmp_path / "vit").mkdir()
+    save_file(dinov2, tmp_path / "vit" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"vit was to be imported and is not a file; give .*vit/model\.safetensors"):
+        read_weights(tmp_path / "vit")
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "encoder.pt2")
+    with pytest.raises(CheckpointError, match="it is cut short, or a program and no weights"):
+        read_weights(tmp_path / "encoder.pt2")
+
+
 def test_safetensors_are_known_without_their_ending(dinov2: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(dinov2, tmp_path / "vit")
     assert read_weights(tmp_path / "vit").tensors.keys() == dinov2.keys()

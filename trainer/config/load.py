@@ -91,7 +91,10 @@ class _DataOnly(Section):
 
 def as_data_overrides(settings: Sequence[str]) -> list[str]:
     """Overrides of a run from `key=value` pairs with the keys of its data section; ConfigError where one is no such pair."""
-    return [f"data.{setting}" for setting in _checked(settings, what="--data", example="root=/data/nuscenes")]
+    for setting in _checked(settings, what="--data", example="root=/data/nuscenes"):
+        if setting.startswith("data."):
+            raise ConfigError(f"--data {setting} says data. twice; write {setting.removeprefix('data.')}")
+    return [f"data.{setting}" for setting in settings]
 
 
 def parse_data_config(defaults: Mapping[str, Any], settings: Sequence[str]) -> DataConfig:
@@ -157,8 +160,10 @@ def _sentence(detail: ErrorDetails, section: type[Section]) -> str:
     if detail["type"] == "extra_forbidden":
         return f"{key}: unknown key; {_hint(detail['loc'], section)}"
     if detail["type"] == "missing":
-        override = f" or as {key}=..." if section is RunConfig else ""
-        return f"{key}: required and not given; set it in the file{override}"
+        how = f"give --data {key.removeprefix('data.')}=..." if section is _DataOnly else "set it in the file"
+        return f"{key}: required and not given; {how}{f' or as {key}=...' if section is RunConfig else ''}"
+    if detail["type"] in ("list_type", "tuple_type"):
+        return f"{key}: takes a list, found {detail['input']!r}; write {key.rpartition('.')[2]}=[...]"
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, found {detail['input']!r}"

@@ -178,7 +178,7 @@ def _open_surround_clips(
 def find_scenes(index: Index, split: Split, name: str) -> list[int]:
     """Rows of the scenes of split `name`; DataError where it is unknown or empty here."""
     asked = f"split {name} was asked for by data.{split}_split"
-    optional = ", or to null to hold nothing out" if split == "val" else ""
+    optional = ", or to null to train with nothing held out" if split == "val" else ""
     known = ", ".join(f"{known} ({len(scenes)} scenes)" for known, scenes in index.splits.items())
     if name not in index.splits:
         raise DataError(f"{asked} and {index.root} knows {known}; set data.{split}_split to one of them{optional}")

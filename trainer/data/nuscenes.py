@@ -82,7 +82,7 @@ def find_version(root: Path, version: str | None) -> str:
     if not root.is_dir():
         raise DataError(
             f"{root} was to be read as a dataroot and is not a folder{_where_relative(root)}; give a nuScenes dataroot "
-            "(data.root in a run config), or make a synthetic one with `odonata synthesize`"
+            "(data.root of a run, --data root=... of a command), or make a synthetic one with `odonata synthesize`"
         )
     if (root / "versions").is_dir() and (root / "shards").is_dir():
         raise DataError(f"{root} was to be read as a dataroot and holds packed data; read it with data.kind shards")

@@ -185,5 +185,5 @@ def _check_is_same_run(config: RunConfig, task: TaskName) -> None:
     if refused:
         raise ConfigError(
             f"{config.run.uri} was to be trained and holds another training: {'; '.join(refused)}; give another --out, "
-            "or the checkpoint of before as --encoder"
+            "or what it was begun with (--steps, the checkpoint of before as --encoder)"
         )

@@ -12,7 +12,7 @@ from trainer.errors import ConfigError
 from trainer.store.base import Checksum, ObjectExistsError, ObjectInfo, ObjectMissingError, StoreError, ends_too_early
 
 _PARTIAL = ".partial-"
-_WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+_WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 class LocalStore:
@@ -111,6 +111,11 @@ class LocalStore:
             if verb == "write":  # the folder cannot be made: /proc/x, say
                 raise ConfigError(f"{self.uri} was asked to write {key} and no folder can be made there; give another") from error
             raise ObjectMissingError(f"{self.uri} was asked to {verb} {key or 'everything'}, which is not there") from error
+        except NotADirectoryError as error:
+            raise ConfigError(
+                f"{self.uri} was asked to {verb} {key or 'everything'} and is a file, or lies in one; give a folder "
+                "(weights in a file become a run by `odonata import`)"
+            ) from error
         except OSError as error:
             sentence = f"{self.uri} was asked to {verb} {key or 'everything'} and the system says: {error.strerror}"
             if error.errno in _WRONG_PLACE:

@@ -133,6 +133,7 @@ def test_keys_of_data_and_of_the_whole_run_override_the_protocol(tmp_path: Path)
         (["root=city", "clip.frames=2"], r"data\.clip\.frames is 2, and objectives\[0\], depth, is asked of single images"),
         (["root=city", "val_split=null"], r"data\.val_split is null; give --data val_split=NAME"),
         ([], r"data\.root: required"),
+        (["data.root=city"], "--data data.root=city says data. twice; write root=city"),
         (["/data/nuscenes"], "--data '/data/nuscenes' is not key=value; write for example root=/data/nuscenes"),
     ],
 )
@@ -188,7 +189,9 @@ def test_a_place_that_holds_another_training_is_refused_once_it_has_a_checkpoint
     plan(VIDEO)
     with pytest.raises(ConfigError, match=r"steps 1000 -> 7; .*give another --out"):
         plan(VIDEO, steps=7)
-    with pytest.raises(ConfigError, match=r"warm_start\.uri runs/video -> runs/other; give another --out, or the checkpoint"):
+    with pytest.raises(
+        ConfigError, match=r"warm_start\.uri runs/video -> runs/other; give another --out, or what it was begun with"
+    ):
         plan(other)
     with pytest.raises(ConfigError, match=r"seed-0 was to be trained for pose and holds a run for depth; give another --out"):
         plan_run("pose", VIDEO, "frozen", seed=0, out=str(tmp_path), data=["root=city"])

@@ -96,12 +96,18 @@ def test_each_checkpoint_that_is_due_has_a_record_of_its_encoder(probed: Path) -
 
 
 def test_a_second_start_probes_nothing_and_shows_what_the_first_has_found(
-    probed: Path, plan: Callable[..., Probes], alone: Launch, monkeypatch: pytest.MonkeyPatch
+    probed: Path,
+    plan: Callable[..., Probes],
+    alone: Launch,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     probes = plan(probed)
     assert find_due(probes) == []
     monkeypatch.setattr(probing, "start", lambda *_, **__: pytest.fail("a head was trained again"))
-    follow_run(probes, alone)  # ends of itself: the last step is committed
+    with caplog.at_level("INFO"):
+        follow_run(probes, alone)  # ends of itself: the last step is committed
+    assert "no checkpoint of" in caplog.text and "is left to probe, of multiples of" in caplog.text
     page = fetch(probes.exporter.serve("127.0.0.1", 0))
     newest = read_probes(open_store(probed))["depth"][-1]
     assert 'odonata_probe_step{run="probed",task="depth"} 20.0' in page

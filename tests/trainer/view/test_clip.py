@@ -81,6 +81,8 @@ def test_a_clip_goes_by_its_number_or_its_name_and_a_wrong_one_names_near_ones(c
 def test_data_that_cannot_be_shown_is_a_sentence(city: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown key; did you mean root"):
         write_clip_page("0", data=["rooot=city"])
+    with pytest.raises(ConfigError, match=r"data\.root: required and not given; give --data root="):
+        write_clip_page("0", data=["kind=synthetic"])
     with pytest.raises(CheckpointError, match=r"there is no config\.yaml; give a run, or --data alone"):
         write_clip_page("0", run=open_store(tmp_path))
 
