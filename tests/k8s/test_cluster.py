@@ -62,7 +62,7 @@ def test_every_shipped_cluster_config_loads(path: Path) -> None:
         ({"queue": {"kind": "kueue"}}, "queue.name: required and not given"),
         ({"queue": {"kind": "volcano", "name": "q", "priority_class": "p"}}, "queue.priority_class: unknown key"),
         ({"service_account": "theirs", "service_account_annotations": {"a": "b"}}, "exists, so its annotations are not ours"),
-        ({"secrets": "odonata-s3"}, "secrets: Input should be a valid tuple"),
+        ({"secrets": "odonata-s3"}, "secrets: takes a list, found 'odonata-s3'; write it in brackets"),
         ({"s3_endpoint_url": "s3.example.com"}, "s3_endpoint_url: 's3.example.com' is not a URL"),
         ({"claims": [{"claim": "data", "path": "data"}]}, "claims.0.path: 'data' is not a folder"),
         ({"claims": [{"claim": "data", "path": "/scratch/data"}]}, "claims mount /scratch/data over /scratch"),

@@ -163,7 +163,7 @@ def _sentence(detail: ErrorDetails, section: type[Section]) -> str:
         how = f"give --data {key.removeprefix('data.')}=..." if section is _DataOnly else "set it in the file"
         return f"{key}: required and not given; {how}{f' or as {key}=...' if section is RunConfig else ''}"
     if detail["type"] in ("list_type", "tuple_type"):
-        return f"{key}: takes a list, found {detail['input']!r}; write {key.rpartition('.')[2]}=[...]"
+        return f"{key}: takes a list, found {detail['input']!r}; write it in brackets, as [a, b]"
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, found {detail['input']!r}"

@@ -63,7 +63,7 @@ def test_overrides_reach_nested_keys_and_list_items() -> None:
         ("seed=-1", "seed: .*greater than or equal to 0"),
         ("observe.metrics_port=70000", "metrics_port: .*less than or equal to 65535"),
         ("data.root=s3://bucket/city", "s3://bucket/city is no folder; data in a store is packed first"),
-        ("data.cameras=CAM_FRONT", r"data.cameras: takes a list, found 'CAM_FRONT'; write cameras=\[\.\.\.\]"),
+        ("data.cameras=CAM_FRONT", r"data.cameras: takes a list, found 'CAM_FRONT'; write it in brackets"),
         ("optim.learning=3", "optim.learning: unknown key; there are lr, "),
         ("optim.lr", "'optim.lr' is not key=value"),
         ("=3", "'=3' is not key=value"),
