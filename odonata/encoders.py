@@ -67,17 +67,11 @@ def evaluate(
     configure_logging(int(os.environ.get("RANK", "0")))
     settings = parse_store_config(store or [])
     mode: Literal["frozen", "finetuned"] = "frozen" if frozen else "finetuned"
-    seeds = seed or [0]
-    if len(seeds) > len(set(seeds)):
-        raise ConfigError(f"--seed was given {', '.join(map(str, seeds))}, and each seed is one training; give each once")
     chosen = planning.choose_encoder(encoder, settings, weights=weights, like=like, size=size, patch_px=patch_px)
     place = out or f"runs/evaluate/{task}-{chosen.name}-{mode}"
-    configs = [
-        planning.plan_run(
-            task, chosen, mode, seed=one, out=place, steps=steps, data=data or (), overrides=overrides or (), store=settings
-        )
-        for one in seeds
-    ]
+    configs = planning.plan_evaluation(
+        task, chosen, mode, seeds=seed or [0], out=place, steps=steps, data=data or (), overrides=overrides or (), store=settings
+    )
     launch = read_launch(os.environ, configs[0].parallel)
     done = train_and_score(task, chosen, mode, configs, launch, out=place, clips=clips, job=os.environ.get("ODONATA_JOB"))
     if done:

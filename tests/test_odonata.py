@@ -76,7 +76,7 @@ def test_it_tells_its_version(command: Command) -> None:
         (("evaluate", "depth", "--encoder", "scratch"), "not which encoder"),
         (("evaluate", "depth", "--encoder", "nowhere", "--data", "root=city"), "there is no run"),
         (("evaluate", "depth", "--encoder", "README.md", "--data", "root=city"), "become a run by `odonata import`"),
-        (("evaluate", "depth", "--encoder", "nowhere", "--seed", "1", "--seed", "1"), "--seed was given 1, 1"),
+        (("evaluate", "depth", "--encoder", "scratch", "--size", "nano", "--seed", "1", "--seed", "1"), "--seed was given 1, 1"),
         (
             ("evaluate", "pose", "--encoder", "scratch", "--size", "tiny", "--data", "kind=synthetic"),
             "data.root: required",
@@ -114,7 +114,10 @@ def test_it_tells_its_version(command: Command) -> None:
         ),
         (("doctor", "launch/runs/nothing.yaml"), "is not a file"),
         (("pack", "nowhere"), "has no place to pack it into"),
-        (("pack", "nowhere", "packed"), "; give a nuScenes dataroot"),
+        (
+            ("pack", "nowhere", "packed"),
+            f"was to be read as a dataroot and is not a folder in {Path.cwd()}; give a nuScenes dataroot",
+        ),
         (("pack", "--verify", "nowhere"), "has no version"),
         (("pack", "--repair", "nowhere"), "has no place to pack it into"),
         (("pack", "--verify", "--version", "v1.0", "nowhere"), "whose versions are numbers"),

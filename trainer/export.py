@@ -147,15 +147,9 @@ def export_encoder(
     where `out` has another ending, or is there and is not to be overwritten, or clips make no tubelets; an existing folder keeps its
     other files.
     """
-    out, ending = out.absolute(), _ENDINGS[planned.layout]
-    if planned.layout in _DESCRIBED and out.suffix != ending:
-        raise ConfigError(
-            f"--out {out} was given and a file of {planned.layout} ends in {ending}; give {out.with_suffix(ending)}"
-        )
-    described = out.with_suffix(".json") if planned.layout in _DESCRIBED else out
-    for path in (out, described):
-        if path.exists() and not overwrite:
-            raise ConfigError(f"{path} was to be written and is there already; give another --out, or --overwrite")
+    out = out.absolute()
+    described = out.with_suffix(".json")
+    _check_place(planned.layout, out, described, overwrite=overwrite)
     clip = _choose_clip(planned, frames, cameras)
     source = WatchedStore(planned.store, progress)
     tensors = {
@@ -168,6 +162,15 @@ def export_encoder(
     for name, content in contents.items():
         folder.put(name, content)
     return _how_to_load(planned, out)
+
+
+def _check_place(layout: Layout, out: Path, described: Path, *, overwrite: bool) -> None:
+    ending = _ENDINGS[layout]
+    if layout in _DESCRIBED and out.suffix != ending:
+        raise ConfigError(f"--out {out} was given and a file of {layout} ends in {ending}; give {out.with_suffix(ending)}")
+    for path in (out, described) if layout in _DESCRIBED else (out,):
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path} was to be written and is there already; give another --out, or --overwrite")
 
 
 def describe_export(planned: Export, clip: ClipShape | None = None) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from models.layouts.published import Published, read_published, recognise
 from models.official_croco import load_official_weights
 from models.pretraining import build_model
 from trainer.checkpoint.manager import save_weights
-from trainer.checkpoint.tools import CONFIG
+from trainer.checkpoint.tools import CONFIG, holds_run
 from trainer.config.load import dump_run_config
 from trainer.config.run import RunConfig
 from trainer.errors import CheckpointError, ConfigError
@@ -71,7 +71,7 @@ def import_weights(path: Path, config: RunConfig, *, parts: Parts = "encoder", p
     not of the encoder in `config`; ConfigError where a run lies at its `run.uri` already.
     """
     store = open_store(config.run.uri, config.store)
-    if store.list(CONFIG) or store.list("checkpoints"):
+    if holds_run(store):
         raise ConfigError(f"{path} was to be imported into {store.uri} and a run lies there; give another --out")
     file = read_weights(path)
     layout = recognise(set(file.tensors))

@@ -143,7 +143,7 @@ class Watchdog:
         try:
             before = self._board.read()
             self._closed.wait(3 * self._interval_s)
-            return blame(before, self._board.read(), world_size=self._board.world_size, own=self._rank)
+            return blame(before, self._board.read(), world_size=self._board.world_size)
         except RuntimeError as error:
             return f"nobody can be named, for the board of the ranks is gone: {error}"
 
@@ -158,9 +158,9 @@ class Watchdog:
             log.warning("could not keep the incident: %s", error)
 
 
-def blame(before: dict[int, Said], after: dict[int, Said], *, world_size: int, own: int) -> str:
-    """Which ranks are to blame for a hang, from two looks at the board; the watchdog of `own` looks and does not speak."""
-    awake = {own, *(rank for rank, said in after.items() if said.gives_up)}
+def blame(before: dict[int, Said], after: dict[int, Said], *, world_size: int) -> str:
+    """Which ranks are to blame for a hang, from two looks at the board; who looks has given up, as others may have."""
+    awake = {rank for rank, said in after.items() if said.gives_up}
     frozen = [rank for rank in range(world_size) if rank not in awake and before.get(rank) == after.get(rank)]
     if frozen:
         return f"frozen: rank {_join(frozen)} (stopped, or its node is gone)"

@@ -53,6 +53,12 @@ def load_encoder(config: RunConfig) -> VideoEncoder:
     return model.encoder.eval()
 
 
+def features_of(encoder: VideoEncoder, clips: Tensor) -> Tensor:
+    with torch.no_grad():
+        (tokens,) = encoder([ClipGroup(clips)])
+    return tokens
+
+
 @pytest.fixture
 def dinov2() -> dict[str, Tensor]:
     """A ViT with DINOv2's names, for images of 3 x 3 patches."""
@@ -72,8 +78,7 @@ def test_a_run_starts_from_published_weights_with_their_features(form: str, dino
     config = config_of(tmp_path / "run", **LEARNED)
     changes = import_weights(path, config)
     images = torch.randn(2, 3, 24, 24)
-    with torch.no_grad():
-        (found,) = load_encoder(config)([ClipGroup(images[:, None, None])])
+    found = features_of(load_encoder(config), images[:, None, None])
     torch.testing.assert_close(found, timm_features(dinov2, images), atol=1e-5, rtol=1e-5)
     origin = json.loads((tmp_path / "run" / "import.json").read_text())
     assert origin["changes"] == changes
@@ -122,12 +127,6 @@ def exported_encoder(folder: Path, *, frames: int = 4, **encoder: Any) -> tuple[
         plan_export(open_place(config.run.uri), layout="safetensors"), folder / "encoder.safetensors", lambda count: None
     )
     return built.eval(), folder / "encoder.safetensors"
-
-
-def features_of(encoder: VideoEncoder, clips: Tensor) -> Tensor:
-    with torch.no_grad():
-        (tokens,) = encoder([ClipGroup(clips)])
-    return tokens
 
 
 @pytest.mark.parametrize("positions", ["sincos", "learned", "rope"])
@@ -233,8 +232,7 @@ def test_the_encoder_of_an_official_croco_becomes_one_of_video(official: Any, tm
     kind, size_px, _, image, features = official
     config = official_config(tmp_path / "run", kind, size_px, frames=4, tubelet_frames=2)
     changes = import_weights(tmp_path / "croco.pth", config)
-    with torch.no_grad():
-        (found,) = load_encoder(config)([ClipGroup(image[:, None, None])])
+    found = features_of(load_encoder(config), image[:, None, None])
     if kind == "cosine":
         assert changes == ["kernel of 1 frame made one of 2"]
         torch.testing.assert_close(found, features, atol=1e-5, rtol=0)
@@ -252,8 +250,7 @@ def test_pixels_of_another_kind_are_taken_in(tmp_path: Path) -> None:
     assert "kernel and bias take images as ImageNet normalises them, where they took (x - 0.5) / 0.5" in changes
     rgb = torch.rand(2, 3, 24, 24)
     mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    with torch.no_grad():
-        (found,) = load_encoder(config)([ClipGroup(((rgb - mean) / std)[:, None, None])])
+    found = features_of(load_encoder(config), ((rgb - mean) / std)[:, None, None])
     torch.testing.assert_close(found, timm_features(weights, (rgb - 0.5) / 0.5), atol=1e-5, rtol=1e-5)
 
 

@@ -16,7 +16,8 @@ from trainer.watchdog import Board, Said, Watchdog, blame, dump_flight_recorder
 
 
 def said(**doings: str) -> dict[int, Said]:
-    return {int(rank[1:]): Said(7, doing) for rank, doing in doings.items()}
+    """The board as rank 0 sees it, which has given up."""
+    return {int(rank[1:]): Said(7, doing, gives_up=rank == "r0") for rank, doing in doings.items()}
 
 
 def spoke_again(board: dict[int, Said], *ranks: int) -> dict[int, Said]:
@@ -25,13 +26,13 @@ def spoke_again(board: dict[int, Said], *ranks: int) -> dict[int, Said]:
 
 def test_ranks_whose_watchdogs_are_silent_are_frozen() -> None:
     before = said(r0="forward", r1="forward", r2="forward", r3="backward")
-    assert blame(before, spoke_again(before, 1, 3), world_size=4, own=0) == "frozen: rank 2 (stopped, or its node is gone)"
+    assert blame(before, spoke_again(before, 1, 3), world_size=4) == "frozen: rank 2 (stopped, or its node is gone)"
 
 
 def test_a_rank_that_gives_up_itself_is_not_frozen_though_it_says_no_more() -> None:
     before = said(r0="backward", r1="backward", r2="backward", r3="backward")
     before[3] = before[3]._replace(gives_up=True)
-    assert blame(before, before | {2: Said(8, "backward", gives_up=True)}, world_size=4, own=0).startswith("frozen: rank 1 (")
+    assert blame(before, before | {2: Said(8, "backward", gives_up=True)}, world_size=4).startswith("frozen: rank 1 (")
 
 
 def test_ranks_that_wait_for_a_frozen_one_all_name_that_one_alone(tmp_path: Path) -> None:
@@ -57,18 +58,18 @@ def test_ranks_that_wait_for_a_frozen_one_all_name_that_one_alone(tmp_path: Path
 
 def test_a_rank_that_never_spoke_is_frozen() -> None:
     before = said(r0="forward")
-    assert blame(before, before, world_size=3, own=0) == "frozen: rank 1, 2 (stopped, or its node is gone)"
+    assert blame(before, before, world_size=3) == "frozen: rank 1, 2 (stopped, or its node is gone)"
 
 
 def test_where_none_is_frozen_the_one_that_does_something_else_is_named() -> None:
     before = said(r0="backward", r1="data_wait", r2="backward")
-    blamed = blame(before, spoke_again(before, 1, 2), world_size=3, own=0)
+    blamed = blame(before, spoke_again(before, 1, 2), world_size=3)
     assert blamed == "no rank is frozen; most are in backward, but rank 1 in data_wait"
 
 
 def test_where_all_do_the_same_that_is_said() -> None:
     before = said(r0="backward", r1="backward")
-    assert blame(before, spoke_again(before, 1), world_size=2, own=0) == "no rank is frozen, all are in backward"
+    assert blame(before, spoke_again(before, 1), world_size=2) == "no rank is frozen, all are in backward"
 
 
 def test_a_hang_leaves_stacks_and_asks_for_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

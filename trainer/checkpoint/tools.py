@@ -178,6 +178,11 @@ def copy_checkpoint(source: Store, record: Record, target: Store, progress: Prog
         claim.give_up()
 
 
+def holds_run(store: Store) -> bool:
+    """Whether a run lies in `store`: its config, or anything of a checkpoint."""
+    return bool(store.list(CONFIG) or store.list(FOLDER))
+
+
 def read_run_config(store: Store) -> RunConfig | None:
     """The config of the last start of the run in `store`; none where there is none, ConfigError where it cannot be read."""
     if not store.list(CONFIG):

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from models.config import CrocoConfig, EncoderConfig
-from trainer.checkpoint.catalog import FOLDER, choose_weights, find_saves
-from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, open_place, read_run_config
+from trainer.checkpoint.catalog import choose_weights, find_saves
+from trainer.checkpoint.tools import CONFIG, Place, choose_checkpoint, holds_run, open_place, read_run_config
 from trainer.config.changes import differences
 from trainer.config.data import ClipConfig, DrivesData
 from trainer.config.load import as_data_overrides, override_run_config
@@ -88,6 +88,32 @@ def read_encoder(place: Place, *, name: str, uri: str | None) -> ChosenEncoder:
     return ChosenEncoder(name, encoder, _size_of(config.data.clip), uri, decoder)
 
 
+def plan_evaluation(
+    task: TaskName,
+    chosen: ChosenEncoder,
+    mode: Mode,
+    *,
+    seeds: Sequence[int],
+    out: str,
+    steps: int | None = None,
+    data: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    store: StoreConfig | None = None,
+) -> list[RunConfig]:
+    """A run of `plan_run` for each seed, in a folder of its own in `out`; ConfigError also where that is the folder of a run."""
+    if len(seeds) > len(set(seeds)):
+        raise ConfigError(f"--seed was given {', '.join(map(str, seeds))}, and each seed is one training; give each once")
+    place = open_store(out, store)
+    if holds_run(place):
+        raise ConfigError(
+            f"{place.uri} was to hold an evaluation and holds a run; give another --out, a folder below it for example"
+        )
+    return [
+        plan_run(task, chosen, mode, seed=seed, out=out, steps=steps, data=data, overrides=overrides, store=store)
+        for seed in seeds
+    ]
+
+
 def plan_run(
     task: TaskName,
     chosen: ChosenEncoder,
@@ -125,7 +151,6 @@ def plan_run(
     config = override_run_config(content, [*as_data_overrides(data), *overrides], origin=f"the head for {task}")
     _check_is_that_encoder(config, chosen)
     _check_is_scored(config)
-    _check_is_no_run(out, config.store)
     _check_is_same_run(config, task)
     return config
 
@@ -160,14 +185,6 @@ def _check_is_that_encoder(config: RunConfig, chosen: ChosenEncoder) -> None:
     if chosen.uri and refused:
         raise ConfigError(
             f"the encoder of {chosen.name} has its shape, and another was asked for: {'; '.join(refused)}; leave that out"
-        )
-
-
-def _check_is_no_run(out: str, config: StoreConfig) -> None:
-    store = open_store(out, config)
-    if store.list(CONFIG) or store.list(FOLDER):
-        raise ConfigError(
-            f"{store.uri} was to hold an evaluation and holds a run; give another --out, a folder below it for example"
         )
 
 

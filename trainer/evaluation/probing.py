@@ -157,8 +157,11 @@ def come_due(probes: Probes, stop: StopWish, *, once: bool, poll_s: float) -> It
         if due:
             yield due[0]
         elif once or is_finished(probes.store):
-            every = probes.every_steps
-            log.info("no checkpoint of %s is left to probe, of multiples of %d steps and the run's last", probes.store.uri, every)
+            log.info(
+                "no checkpoint of %s is left to probe, of multiples of %d steps and the run's last",
+                probes.store.uri,
+                probes.every_steps,
+            )
             return
         else:
             log.info("waiting for checkpoints of %s", probes.store.uri)

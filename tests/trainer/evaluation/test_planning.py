@@ -20,7 +20,7 @@ from trainer.config.run import RunConfig
 from trainer.config.store import StoreConfig
 from trainer.config.training import CheckpointConfig
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluation.planning import ChosenEncoder, choose_encoder, plan_run
+from trainer.evaluation.planning import ChosenEncoder, choose_encoder, plan_evaluation, plan_run
 from trainer.evaluation.protocol import PROTOCOLS
 from trainer.store.open import open_store
 
@@ -201,8 +201,9 @@ def test_a_place_that_holds_another_training_is_refused_once_it_has_a_checkpoint
 def test_an_evaluation_does_not_go_into_the_folder_of_a_run(there: str, tmp_path: Path) -> None:
     open_store(tmp_path / "base").put(there, b"")
     with pytest.raises(ConfigError, match="base was to hold an evaluation and holds a run; give another --out"):
-        plan_run("depth", VIDEO, "frozen", seed=0, out=str(tmp_path / "base"), data=["root=city"])
-    assert plan_run("depth", VIDEO, "frozen", seed=0, out=str(tmp_path / "base" / "depth"), data=["root=city"])
+        plan_evaluation("depth", VIDEO, "frozen", seeds=[0], out=str(tmp_path / "base"), data=["root=city"])
+    (planned,) = plan_evaluation("depth", VIDEO, "frozen", seeds=[0], out=str(tmp_path / "base" / "depth"), data=["root=city"])
+    assert planned == plan_run("depth", VIDEO, "frozen", seed=0, out=str(tmp_path / "base" / "depth"), data=["root=city"])
 
 
 def test_a_head_on_packed_data_is_the_same_when_its_version_was_written_down(tmp_path: Path) -> None:

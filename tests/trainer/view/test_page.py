@@ -265,23 +265,15 @@ def test_the_command_names_the_page_after_the_run_and_writes_over_nothing_unaske
 def test_an_evaluation_goes_by_its_folder_or_its_file_and_that_of_another_encoder_is_told(
     command: str, finished: Finished, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = tmp_path / "depth" / "evaluation.json"
+    result, written = tmp_path / "depth" / "evaluation.json", tmp_path / "written"
     result.parent.mkdir()
     for encoder, told in (("viewed-step-3-ema", 0), ("base-step-4", 1)):
         result.write_text(json.dumps(EVALUATION | {"encoder": encoder}))
         caplog.clear()
         for given in (result.parent, result):
-            arguments = [
-                command,
-                str(finished.folder),
-                "--evaluation",
-                str(given),
-                "--out",
-                str(tmp_path / "written"),
-                "--overwrite",
-            ]
-            assert CliRunner().invoke(app, arguments).exit_code == 0
-        assert f"{encoder}" in (tmp_path / "written").read_text()
+            options = ["--evaluation", str(given), "--out", str(written), "--overwrite"]
+            assert CliRunner().invoke(app, [command, str(finished.folder), *options]).exit_code == 0
+        assert encoder in written.read_text()
         assert caplog.text.count(f"is of {encoder}, not of the run viewed") == 2 * told
 
 
